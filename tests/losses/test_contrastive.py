@@ -1,0 +1,53 @@
+# Copyright (c) torchgeo-cmid Contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""InfoNCE and its queue against the published implementation; BYOL by its formula."""
+
+import torch
+import torch.nn.functional as F
+
+from tests.goldens import assert_relative, load_golden
+from torchgeo_cmid.losses import BYOLLoss, QueueInfoNCE
+
+
+class TestQueueInfoNCE:
+    def test_golden(self) -> None:
+        golden = load_golden('contrastive')
+        temperature = float(golden['temperature'])
+        criterion = QueueInfoNCE(16, 32, temperature)
+        criterion.queue.copy_(golden['queue'])
+        query = golden['query'].requires_grad_()
+        loss = criterion(query, golden['key'])
+        assert_relative(loss, golden['loss'], 1e-5)
+        loss.backward()
+        assert query.grad is not None
+        assert_relative(query.grad, golden['grad_query'], 1e-4)
+        assert torch.equal(criterion.queue, golden['queue'])
+
+    def test_starts_with_unit_keys(self) -> None:
+        queue = QueueInfoNCE(16, 32).queue
+        torch.testing.assert_close(queue.norm(dim=0), torch.ones(32))
+
+    def test_wraps_round(self) -> None:
+        """A queue of 10 takes batches of 4: the third wraps."""
+        criterion = QueueInfoNCE(2, 10)
+        keys = torch.arange(24.0).view(12, 2)
+        for batch in keys.split(4):
+            criterion.enqueue(batch)
+        assert criterion.queue_ptr.tolist() == [2]
+        expected = torch.cat([keys[10:], keys[2:10]]).T
+        assert torch.equal(criterion.queue, expected)
+
+    def test_batch_longer_than_queue(self) -> None:
+        criterion = QueueInfoNCE(2, 3)
+        keys = torch.arange(16.0).view(8, 2)
+        criterion.enqueue(keys)
+        assert criterion.queue_ptr.tolist() == [2]
+        assert torch.equal(criterion.queue, keys[[6, 7, 5]].T)
+
+
+class TestBYOLLoss:
+    def test_formula(self) -> None:
+        q, k = F.normalize(torch.randn(2, 5, 8), dim=-1)
+        expected = (q - k).square().sum(dim=1).mean()
+        torch.testing.assert_close(BYOLLoss()(q, k), expected)

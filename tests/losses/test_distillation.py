@@ -1,0 +1,30 @@
+# Copyright (c) torchgeo-cmid Contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Prototype distillation against the published implementation."""
+
+import torch
+
+from tests.goldens import assert_relative, load_golden
+from torchgeo_cmid.losses import PrototypeDistillation
+
+
+class TestPrototypeDistillation:
+    def test_golden(self) -> None:
+        golden = load_golden('distillation')
+        criterion = PrototypeDistillation(
+            32, float(golden['student_temperature']), float(golden['center_momentum'])
+        )
+        criterion.center.copy_(golden['center_before'].flatten())
+        student = golden['student'].requires_grad_()
+        # (B, prototypes, cells) -> (B cells, prototypes)
+        teacher = golden['teacher'].mT.flatten(0, 1)
+        assignments = criterion.assign(teacher, float(golden['teacher_temperature']))
+        loss = criterion(student.mT.flatten(0, 1), assignments)
+        assert_relative(loss, golden['loss'], 1e-5)
+        loss.backward()
+        assert student.grad is not None
+        assert_relative(student.grad, golden['grad_student'], 1e-4)
+        torch.testing.assert_close(criterion.center, golden['center_before'].flatten())
+        criterion.update_center(teacher)
+        assert_relative(criterion.center, golden['center_after'].flatten(), 1e-5)

@@ -1,0 +1,93 @@
+# Copyright (c) torchgeo-cmid Contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""The global losses of CMID: InfoNCE against a queue, and BYOL without one."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..distributed import gather_batch
+
+
+class QueueInfoNCE(nn.Module):
+    """Plain InfoNCE of queries and keys against a queue of earlier keys.
+
+    Cross-entropy of (q k+, q k-) / T, k- being the columns of the queue as they are;
+    no factor 2T.
+
+    Source: `MoCo <https://arxiv.org/abs/1911.05722>`__, section 3.2, as used in
+    section III-C of `CMID <https://arxiv.org/abs/2304.09670>`__.
+    """
+
+    queue: Tensor
+    queue_ptr: Tensor
+
+    def __init__(
+        self, dim: int = 256, queue_size: int = 65536, temperature: float = 0.2
+    ) -> None:
+        """Initialize a new QueueInfoNCE instance.
+
+        Args:
+            dim: Length of queries and keys.
+            queue_size: Number K of keys in the queue.
+            temperature: Temperature T of the softmax.
+        """
+        super().__init__()
+        self.temperature = temperature
+        self.register_buffer('queue', F.normalize(torch.randn(dim, queue_size), dim=0))
+        self.register_buffer('queue_ptr', torch.zeros(1, dtype=torch.long))
+
+    def forward(self, query: Tensor, key: Tensor) -> Tensor:
+        """Compute the loss; the queue is left as it is.
+
+        Args:
+            query: L2-normalised embeddings of the student, (B, dim).
+            key: L2-normalised embeddings of the teacher, (B, dim), in the same order.
+
+        Returns:
+            The loss, ().
+        """
+        positive = (query * key).sum(dim=1, keepdim=True)  # (B, 1)
+        negative = query @ self.queue.to(query.dtype)  # (B, K)
+        logits = torch.cat([positive, negative], dim=1) / self.temperature
+        labels = torch.zeros(len(query), dtype=torch.long, device=query.device)
+        return F.cross_entropy(logits, labels)
+
+    @torch.no_grad()
+    def enqueue(self, *keys: Tensor) -> None:
+        """Replace the oldest keys of the queue by those of the global batch.
+
+        Every key enters once, at the pointer, wrapping round at the end of the queue;
+        of more keys than the queue holds the last ones stay.
+
+        Args:
+            *keys: L2-normalised embeddings of the teacher, (B, dim) each, which enter
+                one after the other.
+        """
+        new = torch.cat([gather_batch(key) for key in keys])
+        size = self.queue.shape[1]
+        places = (self.queue_ptr + torch.arange(len(new), device=new.device)) % size
+        new_columns = new[-size:].T.to(self.queue.dtype)
+        # a new tensor, as the gradient of this step's loss still needs the old one
+        self.queue = self.queue.index_copy(1, places[-size:], new_columns)
+        self.queue_ptr.add_(len(new)).remainder_(size)
+
+
+class BYOLLoss(nn.Module):
+    """Twice the cosine distance between prediction and key, 2 - 2 cos.
+
+    Source: `BYOL <https://arxiv.org/abs/2006.07733>`__, equation 2.
+    """
+
+    def forward(self, prediction: Tensor, key: Tensor) -> Tensor:
+        """Compute the loss.
+
+        Args:
+            prediction: L2-normalised predictions of the student, (B, dim).
+            key: L2-normalised embeddings of the teacher, (B, dim).
+
+        Returns:
+            The loss, ().
+        """
+        return 2 - 2 * (prediction * key).sum(dim=1).mean()

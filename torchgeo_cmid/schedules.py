@@ -1,0 +1,63 @@
+# Copyright (c) torchgeo-cmid Contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""The three schedules of CMID, as functions of step or epoch.
+
+Source: section 4 of `CMID <https://arxiv.org/abs/2304.09670>`__.
+"""
+
+import math
+
+
+def cosine(step: int, total_steps: int, start: float, end: float) -> float:
+    """Go from *start* to *end* along half a cosine.
+
+    Args:
+        step: Step n, from 0.
+        total_steps: Number of steps S_max after which *end* is reached.
+        start: Value at step 0.
+        end: Value at step S_max and after.
+
+    Returns:
+        end - (end - start) (1 + cos(pi n / S_max)) / 2.
+    """
+    progress = min(step / total_steps, 1)
+    return end - (end - start) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def learning_rate(
+    step: int, total_steps: int, warmup_steps: int, lr: float, min_lr: float
+) -> float:
+    """Cosine from *lr* to *min_lr* that starts at step 0, times a linear warm-up.
+
+    Args:
+        step: Step n, from 0.
+        total_steps: Number of optimizer steps S_max of the run.
+        warmup_steps: Number of steps W of the warm-up, 0 for none.
+        lr: Learning rate to warm up to.
+        min_lr: Learning rate at the end.
+
+    Returns:
+        The learning rate of step n.
+    """
+    warmup = min(1, 0.01 + 0.99 * step / warmup_steps) if warmup_steps else 1
+    return cosine(step, total_steps, lr, min_lr) * warmup
+
+
+def teacher_temperature(
+    epoch: int, warmup_epochs: int, warmup: float, final: float
+) -> float:
+    """Warm the teacher's temperature up linearly, then keep it.
+
+    Args:
+        epoch: Epoch e, from 0.
+        warmup_epochs: Number of epochs of the warm-up; its last has the final value.
+        warmup: Temperature at epoch 0.
+        final: Temperature after the warm-up.
+
+    Returns:
+        The temperature of epoch e.
+    """
+    if warmup_epochs <= 1:
+        return final
+    return warmup + (final - warmup) * min(epoch / (warmup_epochs - 1), 1)

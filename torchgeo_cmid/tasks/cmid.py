@@ -1,0 +1,416 @@
+# Copyright (c) torchgeo-cmid Contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""The CMID task: contrastive mask image distillation, wired into Lightning."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor, nn
+from torchvision.models._api import WeightsEnum
+
+from ..losses import (
+    BYOLLoss,
+    FrequencyLoss,
+    PrototypeDistillation,
+    QueueInfoNCE,
+    SpatialLoss,
+)
+from ..metrics import entropy_share
+from ..models import Student, Teacher
+from ..models.official import (
+    convert_official_checkpoint,
+    load_official_state,
+    unwrap_state,
+)
+from ..models.weights import load_backbone
+from ..transforms import (
+    cell_grid,
+    default_views,
+    expand_mask,
+    match_cells,
+    random_cell_mask,
+)
+from .distillation import DistillationTask
+
+Pair = tuple[Tensor, Tensor]
+
+
+class CMID(DistillationTask):
+    """CMID: Contrastive Mask Image Distillation.
+
+    Self-supervised pre-training of one backbone for global and for local tasks: a
+    student sees two masked views of a patch, its exponential moving average, the
+    teacher, sees them whole, and three losses are added: reconstruction of the masked
+    cells, contrast of the pooled features, and distillation of matching cells.
+
+    If you use this task in your research, please cite the following paper:
+
+    * https://arxiv.org/abs/2304.09670
+    """
+
+    ignore = ('weights', 'augmentations')
+
+    def __init__(
+        self,
+        *,
+        model: str = 'resnet50',
+        weights: WeightsEnum | str | bool | None = None,
+        in_channels: int = 3,
+        size: int = 224,
+        mask_patch_size: int = 32,
+        mask_ratio: float = 0.6,
+        global_branch: Literal['moco', 'byol'] | None = 'moco',
+        local_branch: bool = True,
+        reconstruction_branch: bool = True,
+        loss_weights: Sequence[float] = (1, 1, 1),
+        frequency_weight: float = 1.0,
+        queue_size: int = 65536,
+        temperature: float = 0.2,
+        projection_dim: int = 256,
+        hidden_dim: int = 2048,
+        num_prototypes: int = 2048,
+        bottleneck_dim: int = 256,
+        local_head_norm: bool | None = None,
+        num_matches: int = 20,
+        student_temperature: float = 0.1,
+        teacher_temperature: float = 0.07,
+        warmup_teacher_temperature: float = 0.04,
+        warmup_teacher_temperature_epochs: int = 50,
+        center_momentum: float = 0.9,
+        momentum: float = 0.996,
+        final_momentum: float = 1.0,
+        optimizer: str = 'adan',
+        lr: float | None = None,
+        weight_decay: float = 0.02,
+        warmup_epochs: int = 10,
+        min_lr: float = 1e-6,
+        augmentations: nn.Module | None = None,
+    ) -> None:
+        """Initialize a new CMID instance.
+
+        Args:
+            model: Name of the `timm
+                <https://huggingface.co/docs/timm/reference/models>`__ model to use; any
+                whose last features are a map.
+            weights: Initial backbone weights. Either a weight enum, the string
+                representation of a weight enum, True for timm's ImageNet weights, False
+                or None for random weights, or the path to a saved state dict or to a
+                checkpoint of this task.
+            in_channels: Number of bands. An image of twice as many bands is taken for
+                two seasons of one place, which become the two views.
+            size: Height and width of a view in pixels.
+            mask_patch_size: Height and width of a cell of the mask in pixels.
+            mask_ratio: Share of the cells of a view that is masked.
+            global_branch: 'moco' for InfoNCE against a queue, 'byol' for a predictor
+                and no queue, None for no global branch.
+            local_branch: Whether matching cells are distilled over prototypes.
+            reconstruction_branch: Whether masked cells are reconstructed.
+            loss_weights: Weights of the reconstruction, global and local loss.
+            frequency_weight: Weight of the frequency term in the reconstruction loss.
+            queue_size: Number of keys in the queue of the global branch.
+            temperature: Temperature of InfoNCE.
+            projection_dim: Length of the global embedding.
+            hidden_dim: Length of the hidden layers of the heads.
+            num_prototypes: Number of prototypes of the local branch.
+            bottleneck_dim: Length of the embedding that is compared with prototypes.
+            local_head_norm: Batch norm in the local head. None: if the backbone has it.
+            num_matches: Number of pairs of cells that are distilled per patch and
+                direction.
+            student_temperature: Temperature of the student's assignments.
+            teacher_temperature: Temperature of the teacher's after the warm-up.
+            warmup_teacher_temperature: Temperature of the teacher's at the start.
+            warmup_teacher_temperature_epochs: Epochs of the temperature's warm-up.
+            center_momentum: Momentum of the centre of the teacher's logits.
+            momentum: Momentum of the teacher at the start.
+            final_momentum: Momentum of the teacher at the end.
+            optimizer: Name of the timm optimizer.
+            lr: Learning rate after the warm-up. None: 0.00625 sqrt(global batch / 256),
+                the authors' rule, from the batch size of the run.
+            weight_decay: Weight decay of every trained parameter with more than one
+                dimension.
+            warmup_epochs: Epochs of the learning rate's warm-up.
+            min_lr: Learning rate at the end.
+            augmentations: Module that draws the views in place of the default one. It
+                is given two batches of patches, (B, C, H, W) each, and returns two
+                pairs: the views, (B, C, size, size) each, and the matrices that map
+                pixels (x, y, 1) of the patch to pixels of the view, (B, 3, 3) each;
+                see :class:`~torchgeo_cmid.transforms.Views`.
+
+        Raises:
+            ValueError: If the model is unknown or gives no map of features, if *size*
+                is no multiple of *mask_patch_size*, if no branch is left, or if another
+                argument is out of its range.
+        """
+        if size % mask_patch_size:
+            raise ValueError(
+                f'size={size} must be a multiple of mask_patch_size={mask_patch_size}'
+            )
+        if not 0 < mask_ratio <= 1:
+            raise ValueError(f'mask_ratio={mask_ratio} must lie within 0 and 1')
+        if global_branch not in ('moco', 'byol', None):
+            raise ValueError(
+                f"global_branch='{global_branch}' must be 'moco', 'byol' or None"
+            )
+        if len(loss_weights) != 3:
+            raise ValueError(
+                f'loss_weights={loss_weights} must be three numbers: reconstruction, '
+                'global, local'
+            )
+        if not (global_branch or local_branch or reconstruction_branch):
+            raise ValueError(
+                'global_branch, local_branch and reconstruction_branch are all off'
+            )
+        self.weights = weights
+        super().__init__()
+        self.augmentations = augmentations
+        self.cells = size // mask_patch_size
+
+    def configure_models(self) -> None:
+        """Initialize student and teacher."""
+        heads = {
+            name: self.hparams[name]
+            for name in (
+                'model',
+                'in_channels',
+                'size',
+                'global_branch',
+                'local_branch',
+                'projection_dim',
+                'hidden_dim',
+                'num_prototypes',
+                'bottleneck_dim',
+                'local_head_norm',
+            )
+        }
+        self.student = Student(
+            pretrained=self.weights is True,
+            reconstruction_branch=self.hparams['reconstruction_branch'],
+            **heads,
+        )
+        if self.weights and self.weights is not True:
+            load_backbone(self.student.backbone, self.weights)
+        self.teacher = Teacher(**heads)
+        self.teacher.follow(self.student)
+
+    def configure_losses(self) -> None:
+        """Initialize the losses of the three branches."""
+        self.spatial_loss = SpatialLoss()
+        self.frequency_loss = FrequencyLoss()
+        self.contrastive: QueueInfoNCE | BYOLLoss = BYOLLoss()
+        if self.hparams['global_branch'] == 'moco':
+            self.contrastive = QueueInfoNCE(
+                self.hparams['projection_dim'],
+                self.hparams['queue_size'],
+                self.hparams['temperature'],
+            )
+        self.distillation = PrototypeDistillation(
+            self.hparams['num_prototypes'],
+            self.hparams['student_temperature'],
+            self.hparams['center_momentum'],
+        )
+
+    # The method, in the order of its description: views, three losses, teacher
+
+    def draw_views(self, images: Pair) -> tuple[Pair, Pair, Pair]:
+        """Draw two views of each patch, their masks, and where their cells lie.
+
+        Args:
+            images: The patches for either view, (B, C, H, W) each.
+
+        Returns:
+            Views, (B, C, S, S) each, masks of cells, (B, S/32, S/32) bool each, and
+            grids, (B, h, w, 2) each, as :meth:`compute_losses` takes them.
+        """
+        if self.augmentations is None:
+            self.augmentations = self._default_augmentations(images[0])
+        with torch.autocast(self.device.type, enabled=False):
+            views, transforms = self.augmentations(images)
+        size, ratio = self.hparams['size'], self.hparams['mask_ratio']
+        batch_size = len(images[0])
+        masks = (
+            random_cell_mask(batch_size, self.cells, ratio, self.device),
+            random_cell_mask(batch_size, self.cells, ratio, self.device),
+        )
+        grids = (
+            cell_grid(transforms[0], size, self.student.map_size),
+            cell_grid(transforms[1], size, self.student.map_size),
+        )
+        return views, masks, grids
+
+    def _default_augmentations(self, images: Tensor) -> nn.Module:
+        """Choose the recipe of the views from what is known of the values."""
+        datamodule = getattr(self.trainer, 'datamodule', None)
+        views, reason = default_views(
+            self.hparams['size'],
+            self.hparams['in_channels'],
+            mean=getattr(datamodule, 'mean', None),
+            std=getattr(datamodule, 'std', None),
+            observed=(float(images.min()), float(images.max())),
+        )
+        rank_zero_info(f'views: {reason}')
+        return views.to(self.device)
+
+    def compute_losses(
+        self, views: Pair, masks: Pair, grids: Pair, *, teacher_temperature: float
+    ) -> dict[str, Tensor]:
+        """Compute the losses of a batch; in train mode queue and centre are updated.
+
+        Args:
+            views: The two views x1 and x2, (B, C, S, S) each.
+            masks: The masks of their cells, (B, S/32, S/32) bool each, True = masked.
+            grids: The centres of their cells as (y, x) in pixels of the patch,
+                (B, h, w, 2) each.
+            teacher_temperature: Temperature T of the teacher's assignments.
+
+        Returns:
+            The losses, () each: ``reconstruction`` (with its parts ``spatial`` and
+            ``frequency``), ``global`` and ``local`` as far as their branch is on, and
+            the weighted sum ``loss``. With ``local`` come ``assignment_entropy`` and
+            ``mean_assignment_entropy``, the entropy of the teacher's assignments per
+            cell and of their mean, as a share of ln K.
+        """
+        with torch.no_grad():
+            targets = self.teacher(views[0]), self.teacher(views[1])
+        maps = self.student(views[0], masks[0]), self.student(views[1], masks[1])
+
+        losses: dict[str, Tensor] = {}
+        if self.hparams['reconstruction_branch']:
+            losses |= self._reconstruct(maps, views, masks)
+        if self.hparams['global_branch']:
+            losses['global'] = self._contrast(maps, targets)
+        if self.hparams['local_branch']:
+            losses |= self._distill(maps, targets, grids, teacher_temperature)
+
+        branches = ('reconstruction', 'global', 'local')
+        weights = zip(branches, self.hparams['loss_weights'], strict=True)
+        losses['loss'] = torch.stack(
+            [weight * losses[branch] for branch, weight in weights if branch in losses]
+        ).sum()
+        return losses
+
+    def _reconstruct(self, maps: Pair, views: Pair, masks: Pair) -> dict[str, Tensor]:
+        """L_rec: spatial + 1.0 * frequency, averaged over the views."""
+        spatial, frequency = [], []
+        for features, view, mask in zip(maps, views, masks, strict=True):
+            prediction = self.student.decoder(features)  # r, (B, C, S, S)
+            pixels = expand_mask(mask, view.shape[-1]).to(view)  # M, (B, 1, S, S)
+            spatial.append(self.spatial_loss(prediction, view, pixels))
+            frequency.append(self.frequency_loss(prediction, view, pixels))
+        parts = {
+            'spatial': torch.stack(spatial).mean(),
+            'frequency': torch.stack(frequency).mean(),
+        }
+        weight = self.hparams['frequency_weight']
+        return {
+            'reconstruction': parts['spatial'] + weight * parts['frequency'],
+            **parts,
+        }
+
+    def _contrast(self, maps: Pair, targets: Pair) -> Tensor:
+        """L_glob: 1/2 [NCE(q1, k2) + NCE(q2, k1)]; then k2 and k1 enter the queue."""
+        queries, keys = [], []
+        for features, target in zip(maps, targets, strict=True):
+            query = self.student.projector(features.mean(dim=(2, 3)))
+            queries.append(F.normalize(self.student.predictor(query), dim=1))
+            with torch.no_grad():
+                key = self.teacher.projector(target.mean(dim=(2, 3)))
+                keys.append(F.normalize(key, dim=1))
+        loss: Tensor = 0.5 * (
+            self.contrastive(queries[0], keys[1])
+            + self.contrastive(queries[1], keys[0])
+        )
+        if self.training and isinstance(self.contrastive, QueueInfoNCE):
+            self.contrastive.enqueue(keys[1], keys[0])
+        return loss
+
+    def _distill(
+        self, maps: Pair, targets: Pair, grids: Pair, teacher_temperature: float
+    ) -> dict[str, Tensor]:
+        """L_loc: 1/2 [H(1 -> 2) + H(2 -> 1)], each with its own matching and centre."""
+        losses, assignments = [], []
+        for own, other in ((0, 1), (1, 0)):
+            index_own, index_other = match_cells(
+                grids[own], grids[other], self.hparams['num_matches']
+            )
+            logits = self.student.prototype_head(_take_cells(maps[own], index_own))
+            with torch.no_grad():
+                cells = _take_cells(targets[other], index_other)
+                target = self.teacher.prototype_head(cells)  # z_t, (B n, prototypes)
+                assignment = self.distillation.assign(target, teacher_temperature)
+            losses.append(self.distillation(logits, assignment))
+            assignments.append(assignment)
+            if self.training:
+                self.distillation.update_center(target)
+        probabilities = torch.cat(assignments)  # (2 B n, prototypes)
+        return {
+            'local': torch.stack(losses).mean(),
+            'assignment_entropy': entropy_share(probabilities),
+            'mean_assignment_entropy': entropy_share(probabilities.mean(dim=0)),
+        }
+
+    def update_teacher(self, momentum: float) -> None:
+        """Move the teacher's parameters towards the student's.
+
+        Args:
+            momentum: m in teacher = m * teacher + (1 - m) * student.
+        """
+        self.teacher.update(self.student, momentum)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute the embedding of whole patches.
+
+        Args:
+            x: Patches, (B, C, S, S).
+
+        Returns:
+            Average-pooled last features of the student, (B, D).
+        """
+        features: Tensor = self.student(x)
+        return features.mean(dim=(2, 3))
+
+    def load_official_checkpoint(
+        self,
+        checkpoint: str | os.PathLike[str] | Mapping[str, Any],
+        *,
+        weights_only: bool = True,
+    ) -> None:
+        """Continue from the authors' full pre-training state.
+
+        Backbones, mask token, heads, decoder, queue and centre are all taken over.
+
+        Args:
+            checkpoint: Path to the file, or its content, or the value under its key
+                ``model``.
+            weights_only: Refuse a file that pickles anything but tensors, as the
+                published files do. With False foreign classes are replaced by empty
+                stand-ins.
+
+        Raises:
+            ValueError: If it is no checkpoint, if it is unsafe while *weights_only*, or
+                if any tensor is missing, unexpected or of another shape.
+        """
+        if isinstance(checkpoint, Mapping):
+            state = unwrap_state(checkpoint, 'the given checkpoint')
+        else:
+            state = load_official_state(checkpoint, weights_only)
+        parts = ('student.', 'teacher.', 'contrastive.', 'distillation.')
+        reference = {k: v for k, v in self.state_dict().items() if k.startswith(parts)}
+        self.load_state_dict(
+            convert_official_checkpoint(state, reference), strict=False
+        )
+
+
+class cmid(CMID):
+    """CMID by the name that is typed: ``torchgeo fit --model cmid``."""
+
+
+def _take_cells(features: Tensor, index: Tensor) -> Tensor:
+    """Take cells of a map, (B, D, h, w), at indices (B, n), as (B n, D)."""
+    cells = features.flatten(2).mT  # (B, h w, D)
+    index = index[..., None].expand(-1, -1, cells.shape[-1])
+    return cells.gather(1, index).flatten(0, 1)

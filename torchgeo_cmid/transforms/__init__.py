@@ -1,0 +1,21 @@
+# Copyright (c) torchgeo-cmid Contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Views, masks and position matching, as pure kornia and torch."""
+
+from .masking import expand_mask, fill_with_spectral_mean, random_cell_mask
+from .matching import cell_grid, match_cells
+from .photometric import MultispectralPhotometric, RGBPhotometric
+from .views import Views, default_views
+
+__all__ = (
+    'MultispectralPhotometric',
+    'RGBPhotometric',
+    'Views',
+    'cell_grid',
+    'default_views',
+    'expand_mask',
+    'fill_with_spectral_mean',
+    'match_cells',
+    'random_cell_mask',
+)

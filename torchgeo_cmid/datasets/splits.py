@@ -1,0 +1,292 @@
+# Copyright (c) torchgeo-cmid Contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""A split of scenes into training and validation ground that never overlap.
+
+Scenes whose footprints overlap or touch, whatever their CRS, form a *cluster*. A
+cluster in which the wanted share of the area has room for a patch is cut by a straight
+line: the share on one side is for validation, the rest for training. Clusters that are
+too small for that go to validation whole, in seeded order, until their share is
+reached. If that leaves no validation patch, the largest cluster that can be cut gives
+up a strip just wide enough for one, more than was asked for.
+
+Whether a patch lies on one side is decided by its outline, transformed to the grid of
+the largest scene of its cluster, in which the line is drawn. Between the sides lies a
+guard of one pixel of that grid, so that rounding cannot make two patches touch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import shapely
+from geopandas import GeoSeries
+from numpy.typing import NDArray
+from pyproj import Geod, Transformer
+
+from .scene import Scene
+from .scenes import Scenes
+
+#: Footprints closer than this (degrees, about 100 m) count as touching: more than
+#: what the straight pieces of an outline in longitude and latitude can be off by.
+TOUCHING = 1e-3
+
+#: Points along each edge of a patch when its outline is transformed.
+EDGE_POINTS = 8
+
+Integers = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A straight line in the grid of a scene: training before it, validation beyond."""
+
+    #: Scene in whose grid the line is drawn.
+    reference: Scene
+    #: The line is a column (0) or a row (1).
+    axis: int = 0
+    #: Validation lies at the far end (1) or at the near end (-1) of the axis.
+    sign: int = 1
+    #: Where the line is, in pixels times *sign*: infinite where nothing is cut.
+    position: float = np.inf
+
+    def project(self, scene: Scene, cols: Floats, rows: Floats) -> Floats:
+        """Express places in a scene as coordinates across the line.
+
+        Args:
+            scene: Scene of the same cluster.
+            cols: Columns in *scene*, of any shape.
+            rows: Rows in *scene*, of the same shape.
+
+        Returns:
+            Coordinates in pixels of the reference, growing towards validation.
+        """
+        x, y = _affine(scene.transform, cols, rows)
+        if scene.crs != self.reference.crs:
+            transformer = Transformer.from_crs(
+                scene.crs.to_wkt(), self.reference.crs.to_wkt(), always_xy=True
+            )
+            x, y = transformer.transform(x, y)
+        return self.sign * _affine(~self.reference.transform, x, y)[self.axis]
+
+    def extent(
+        self, scene: Scene, rows: Integers, cols: Integers, size: int
+    ) -> tuple[Floats, Floats]:
+        """Find how far patches reach towards the two sides.
+
+        Args:
+            scene: Scene of the same cluster.
+            rows: First rows of the patches (n,).
+            cols: First columns of the patches (n,).
+            size: Height and width of the patches in pixels.
+
+        Returns:
+            Lowest and highest coordinate of each patch's outline (n,).
+        """
+        edge = np.linspace(0, size, EDGE_POINTS + 1)
+        zero, far = np.zeros_like(edge), np.full_like(edge, size)
+        across = np.concatenate([edge, edge, zero, far])
+        down = np.concatenate([zero, far, edge, edge])
+        places = self.project(scene, cols[:, None] + across, rows[:, None] + down)
+        return places.min(axis=1), places.max(axis=1)
+
+
+@dataclass
+class AreaSplit:
+    """Which patches are for training and which for validation."""
+
+    scenes: Sequence[Scene]
+    #: Height and width of the patches in pixels.
+    size: int
+    #: The cut of each scene's cluster.
+    cuts: list[Cut] = field(default_factory=list)
+
+    def train(self, scene: int, rows: Integers, cols: Integers) -> NDArray[np.bool_]:
+        """Tell which patches are for training.
+
+        Args:
+            scene: Number of the scene.
+            rows: First rows of the patches (n,).
+            cols: First columns of the patches (n,).
+
+        Returns:
+            True where a patch lies wholly on training ground (n,).
+        """
+        cut = self.cuts[scene]
+        if np.isinf(cut.position):
+            return np.full(rows.shape, cut.position > 0)
+        _, high = cut.extent(self.scenes[scene], rows, cols, self.size)
+        return high <= cut.position - 1
+
+    def val(self, scene: int, rows: Integers, cols: Integers) -> NDArray[np.bool_]:
+        """Tell which patches are for validation.
+
+        Args:
+            scene: Number of the scene.
+            rows: First rows of the patches (n,).
+            cols: First columns of the patches (n,).
+
+        Returns:
+            True where a patch lies wholly on validation ground (n,).
+        """
+        cut = self.cuts[scene]
+        if np.isinf(cut.position):
+            return np.full(rows.shape, cut.position < 0)
+        low, _ = cut.extent(self.scenes[scene], rows, cols, self.size)
+        return low >= cut.position
+
+
+def corners(scene: Scene, size: int) -> tuple[Integers, Integers]:
+    """List the patches in the corners of a scene, its outermost ones.
+
+    Args:
+        scene: The scene.
+        size: Height and width of a patch in pixels.
+
+    Returns:
+        First rows and first columns, four of each or none if no patch fits.
+    """
+    last_row, last_col = scene.height - size, scene.width - size
+    if min(last_row, last_col) < 0:
+        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+    return np.array([0, 0, last_row, last_row]), np.array([0, last_col, 0, last_col])
+
+
+def split_by_area(
+    dataset: Scenes, size: int, val_split: float, seed: int = 0
+) -> AreaSplit:
+    """Set a share of the ground aside for validation.
+
+    The result depends on nothing but the arguments.
+
+    Args:
+        dataset: Scenes to split.
+        size: Height and width of a patch in pixels.
+        val_split: Share of the area for validation, at least 0 and less than 1.
+        seed: Chooses which ends and which small clusters are set aside.
+
+    Returns:
+        The split.
+
+    Raises:
+        ValueError: If *val_split* is out of range, or leaves no room for a training
+            and a validation patch.
+    """
+    if not 0 <= val_split < 1:
+        raise ValueError(f'val_split={val_split} must be at least 0 and less than 1')
+    scenes = dataset.scenes
+    split = AreaSplit(scenes, size, [Cut(scene) for scene in scenes])
+    if val_split == 0:
+        return split
+
+    rng = np.random.default_rng(seed)
+    small: list[tuple[Integers, float]] = []
+    clusters = _clusters(dataset.index.geometry)
+    for members in (clusters[i] for i in rng.permutation(len(clusters))):
+        sign = int(rng.choice([-1, 1]))
+        cut = _cut_by_share([scenes[i] for i in members], val_split, sign)
+        if not _assign(split, members, cut):
+            outline = dataset.index.geometry.iloc[members].union_all()
+            area = abs(Geod(ellps='WGS84').geometry_area_perimeter(outline)[0])
+            small.append((members, area))
+
+    wanted = val_split * sum(area for _, area in small)
+    for members, area in small:
+        if area <= wanted:
+            wanted -= area
+            for i in members:
+                split.cuts[i] = replace(split.cuts[i], position=-np.inf)
+
+    if _any(split, 'val') and _any(split, 'train'):
+        return split
+    split.cuts = [Cut(scene) for scene in scenes]
+    for members, _ in sorted(small, key=lambda cluster: -cluster[1]):
+        inside = [scenes[i] for i in members]
+        if _assign(split, members, _cut_for_one_patch(inside, size)):
+            return split
+    raise ValueError(
+        f'val_split={val_split} leaves no room for a training and a validation patch of '
+        f'{size} pixels: choose a smaller patch_size, add scenes, or set val_split to 0'
+    )
+
+
+def _affine(
+    transform: Sequence[float], x: Floats, y: Floats
+) -> tuple[Floats, Floats]:
+    """Apply an affine transform to arrays."""
+    a, b, c, d, e, f = transform[:6]
+    return a * x + b * y + c, d * x + e * y + f
+
+
+def _clusters(footprints: GeoSeries) -> list[Integers]:
+    """Group footprints that overlap or touch, directly or through others."""
+    left, right = footprints.sindex.query(
+        footprints.array, predicate='dwithin', distance=TOUCHING
+    )
+    labels = np.arange(len(footprints))
+    while True:  # each takes the lowest label of its neighbours until all agree
+        lowest = labels.copy()
+        np.minimum.at(lowest, left, labels[right])
+        if (lowest == labels).all():
+            return [np.flatnonzero(labels == label) for label in np.unique(labels)]
+        labels = lowest
+
+
+def _assign(split: AreaSplit, members: Integers, cut: Cut) -> bool:
+    """Cut a cluster if both sides then hold a patch, and tell whether they do."""
+    trial = replace(split, cuts=[cut] * len(split.scenes))
+    if not (_any(trial, 'val', members) and _any(trial, 'train', members)):
+        return False
+    for i in members:
+        split.cuts[i] = cut
+    return True
+
+
+def _any(split: AreaSplit, side: str, members: Integers | None = None) -> bool:
+    """Tell whether a side holds a patch: if any does, then one in a corner does."""
+    allowed = getattr(split, side)
+    scenes = range(len(split.scenes)) if members is None else members
+    return any(allowed(i, *corners(split.scenes[i], split.size)).any() for i in scenes)
+
+
+def _cut_by_share(scenes: Sequence[Scene], share: float, sign: int) -> Cut:
+    """Cut across the longer axis of a cluster so that a share lies beyond the line."""
+    reference = max(scenes, key=lambda scene: scene.height * scene.width)
+    axes = [Cut(reference, axis=0), Cut(reference, axis=1)]
+    outline = shapely.union_all(
+        [
+            shapely.Polygon(np.stack([axis.project(scene, *_ring(scene)) for axis in axes], 1))
+            for scene in scenes
+        ]
+    )
+    left, top, right, bottom = outline.bounds
+    axis = 0 if right - left >= bottom - top else 1
+
+    low, high = (left, right) if axis == 0 else (top, bottom)
+    before = 1 - share if sign > 0 else share
+    start, stop = low, high
+    for _ in range(50):  # bisection
+        middle = (start + stop) / 2
+        box = [left, top, right, bottom]
+        box[axis + 2] = middle
+        if shapely.clip_by_rect(outline, *box).area < before * outline.area:
+            start = middle
+        else:
+            stop = middle
+    return Cut(reference, axis, sign, sign * stop)
+
+
+def _cut_for_one_patch(scenes: Sequence[Scene], size: int) -> Cut:
+    """Cut off the narrowest strip of a cluster that holds a patch."""
+    line = _cut_by_share(scenes, 0.5, sign=1)
+    low = [line.extent(scene, *corners(scene, size), size)[0] for scene in scenes]
+    return replace(line, position=float(np.concatenate(low).max(initial=-np.inf)))
+
+
+def _ring(scene: Scene) -> tuple[Floats, Floats]:
+    """Walk around a scene: columns and rows of points on its outline."""
+    box = shapely.box(0, 0, scene.width, scene.height)
+    box = shapely.segmentize(box, max(scene.height, scene.width) / 64)
+    cols, rows = shapely.get_coordinates(box).T
+    return cols, rows

@@ -1,0 +1,8 @@
+# Copyright (c) torchgeo-cmid Contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Samplers that TorchGeo lacks."""
+
+from .scenes import GriddedScenePatchSampler, RandomScenePatchSampler
+
+__all__ = ('GriddedScenePatchSampler', 'RandomScenePatchSampler')

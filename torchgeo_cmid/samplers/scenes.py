@@ -1,0 +1,169 @@
+# Copyright (c) torchgeo-cmid Contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Samplers that yield patches of :class:`~torchgeo_cmid.datasets.Scenes`."""
+
+import math
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import DistributedSampler, Sampler
+
+from ..datasets import Patch, Scenes
+from ..datasets.splits import corners
+
+Integers = NDArray[np.int64]
+
+#: Tells for patches of one scene (its number, first rows, first columns) which of them
+#: may be drawn.
+Allowed = Callable[[int, Integers, Integers], NDArray[np.bool_]]
+
+
+def everywhere(scene: int, rows: Integers, cols: Integers) -> NDArray[np.bool_]:
+    """Allow every patch.
+
+    Args:
+        scene: Number of the scene.
+        rows: First rows of the patches (n,).
+        cols: First columns of the patches (n,).
+
+    Returns:
+        True for each patch (n,).
+    """
+    return np.ones(rows.shape, dtype=np.bool_)
+
+
+class RandomScenePatchSampler(DistributedSampler[Patch]):
+    """Draw patches at random, each of them independently over all scenes.
+
+    A scene is drawn with a probability in proportion to the ground on which a patch can
+    start, so batches mix scenes and every place is as likely as any other. What is
+    drawn follows from the seed and the epoch alone. Under several processes, each takes
+    its share of one common draw: a :class:`~torch.utils.data.DistributedSampler`, which
+    Lightning leaves in place and tells the epoch.
+    """
+
+    def __init__(
+        self,
+        dataset: Scenes,
+        *,
+        size: int,
+        length: int,
+        allowed: Allowed = everywhere,
+        seed: int = 0,
+        num_replicas: int = 1,
+        rank: int = 0,
+    ) -> None:
+        """Initialize a new RandomScenePatchSampler instance.
+
+        Args:
+            dataset: Scenes to sample from.
+            size: Height and width of a patch in pixels.
+            length: Patches per epoch, of all processes together (rounded up to a
+                multiple of *num_replicas*).
+            allowed: Tells which patches may be drawn (defaults to all).
+            seed: Seed, the same in every process.
+            num_replicas: Number of processes.
+            rank: Number of this process.
+
+        Raises:
+            ValueError: If *length* is not positive, or no patch may be drawn.
+        """
+        if length < 1:
+            raise ValueError(f'length={length} must be at least 1')
+        super().__init__(dataset, num_replicas, rank, seed=seed)
+        self.num_samples = math.ceil(length / num_replicas)
+        self.total_size = self.num_samples * num_replicas
+        self.size = size
+        self.allowed = allowed
+
+        # (number of starts) x (ground area of a pixel), 0 where no patch can lie
+        areas = dataset.index.to_crs(EQUAL_AREA).area.to_numpy()
+        self.scenes = dataset.scenes
+        starts = [
+            (scene.height - size + 1) * (scene.width - size + 1) / scene.height / scene.width
+            if allowed(i, *corners(scene, size)).any()
+            else 0.0
+            for i, scene in enumerate(self.scenes)
+        ]
+        weights = areas * starts
+        if not weights.any():
+            raise ValueError(f'no patch of {size} pixels fits into any scene')
+        self.weights = weights / weights.sum()
+
+    def __iter__(self) -> Iterator[Patch]:
+        """Draw the patches of the current epoch.
+
+        Yields:
+            This process's share of the patches.
+        """
+        rng = np.random.default_rng([self.seed, self.epoch])
+        drawn = np.zeros((0, 3), dtype=np.int64)
+        while len(drawn) < self.total_size:
+            drawn = np.concatenate([drawn, self._draw(rng, self.total_size)])
+        for scene, row, col in drawn[self.rank : self.total_size : self.num_replicas]:
+            yield Patch(int(scene), int(row), int(col), self.size)
+
+    def _draw(self, rng: np.random.Generator, number: int) -> Integers:
+        """Draw *number* candidates and keep the allowed (scene, row, column)."""
+        scenes = rng.choice(len(self.scenes), number, p=self.weights)
+        heights = np.array([scene.height for scene in self.scenes])[scenes]
+        widths = np.array([scene.width for scene in self.scenes])[scenes]
+        rows = rng.integers(heights - self.size + 1)
+        cols = rng.integers(widths - self.size + 1)
+        keep = np.zeros(number, dtype=np.bool_)
+        for scene in np.unique(scenes):
+            here = scenes == scene
+            keep[here] = self.allowed(int(scene), rows[here], cols[here])
+        return np.stack([scenes, rows, cols], axis=1)[keep]
+
+
+#: EASE-Grid 2.0: equal areas, for the weights of scenes in different CRSs.
+EQUAL_AREA = 'EPSG:6933'
+
+
+class GriddedScenePatchSampler(Sampler[Patch]):
+    """Cover scenes with a grid of patches, always the same and in the same order."""
+
+    def __init__(
+        self,
+        dataset: Scenes,
+        *,
+        size: int,
+        stride: int | None = None,
+        allowed: Allowed = everywhere,
+    ) -> None:
+        """Initialize a new GriddedScenePatchSampler instance.
+
+        Args:
+            dataset: Scenes to sample from.
+            size: Height and width of a patch in pixels.
+            stride: Distance between patches in pixels (defaults to *size*).
+            allowed: Tells which patches to yield (defaults to all).
+        """
+        self.size = size
+        grids = [np.zeros((0, 3), dtype=np.int64)]
+        for i, scene in enumerate(dataset.scenes):
+            rows, cols = corners(scene, size)
+            inside = allowed(i, rows, cols)
+            if not inside.any():
+                continue
+            # The grid starts in an allowed corner, so that narrow strips are covered.
+            row, col = rows[inside][0], cols[inside][0]
+            rows = np.arange(0, scene.height - size + 1, stride or size)
+            cols = np.arange(0, scene.width - size + 1, stride or size)
+            rows, cols = np.meshgrid(np.sort(abs(row - rows)), np.sort(abs(col - cols)))
+            rows, cols = rows.T.ravel(), cols.T.ravel()
+            keep = allowed(i, rows, cols)
+            grids.append(np.stack([np.full(rows.shape, i), rows, cols], axis=1)[keep])
+        self.patches = np.concatenate(grids)
+
+    def __iter__(self) -> Iterator[Patch]:
+        """Yield the patches scene by scene, row by row."""
+        for scene, row, col in self.patches:
+            yield Patch(int(scene), int(row), int(col), self.size)
+
+    def __len__(self) -> int:
+        """Return the number of patches."""
+        return len(self.patches)

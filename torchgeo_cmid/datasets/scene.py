@@ -29,6 +29,9 @@ EXTENSIONS = ('.tif', '.tiff')
 #: Longitude and latitude: the one CRS in which all footprints can be compared.
 LONLAT = CRS.from_epsg(4326)
 
+#: EASE-Grid 2.0: the CRS in which areas are compared.
+EQUAL_AREA = CRS.from_epsg(6933).to_wkt()
+
 #: Points along each edge of a footprint, so that it keeps its shape in any CRS.
 EDGE_POINTS = 64
 

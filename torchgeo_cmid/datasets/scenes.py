@@ -6,6 +6,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 import torch
 from geopandas import GeoDataFrame
@@ -113,12 +114,11 @@ class Scenes(GeoDataset):
             ValueError: If pixels are not finite and not declared as no data.
         """
         scene = self.scenes[index.scene]
-        pixels, mask = scene.read(index.row, index.col, index.size)
-        image, valid = torch.from_numpy(pixels), torch.from_numpy(mask)[None]
-
-        total = image.where(valid, 0).sum((1, 2), keepdim=True, dtype=torch.float64)
-        mean = total / valid.sum().clamp(min=1)
-        image = image.where(valid, mean.float())
+        image, valid = scene.read(index.row, index.col, index.size)
+        if not valid.all():
+            total = image.sum(axis=(1, 2), where=valid, dtype=np.float64, keepdims=True)
+            mean = total / max(int(valid.sum()), 1)
+            image = np.where(valid, image, mean.astype(np.float32))
 
         window = Window(index.col, index.row, index.size, index.size)
         transform = window_transform(window, scene.transform)
@@ -126,8 +126,8 @@ class Scenes(GeoDataset):
         interval = self.index.index[index.scene]
         xres, yres = (east - west) / index.size, (north - south) / index.size
         sample: Sample = {
-            'image': image,
-            'valid': valid,
+            'image': torch.from_numpy(image),
+            'valid': torch.from_numpy(valid)[None],
             'bounds': self._slice_to_tensor(
                 (
                     slice(west, east, xres),

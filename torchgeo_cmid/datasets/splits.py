@@ -7,8 +7,9 @@ Scenes whose footprints overlap or touch, whatever their CRS, form a *cluster*. 
 cluster in which the wanted share of the area has room for a patch is cut by a straight
 line: the share on one side is for validation, the rest for training. Clusters that are
 too small for that go to validation whole, in seeded order, until their share is
-reached. If that leaves no validation patch, the largest cluster that can be cut gives
-up a strip just wide enough for one, more than was asked for.
+reached. If that leaves no validation patch, more than the share is set aside: a strip
+just wide enough for one of the largest cluster that can be cut, or else the smallest
+cluster.
 
 Whether a patch lies on one side is decided by its outline, transformed to the grid of
 the largest scene of its cluster, in which the line is drawn. Between the sides lies a
@@ -22,9 +23,10 @@ import numpy as np
 import shapely
 from geopandas import GeoSeries
 from numpy.typing import NDArray
-from pyproj import Geod, Transformer
+from pyproj import Transformer
 
-from .scene import Scene
+from .scene import EDGE_POINTS as OUTLINE_POINTS
+from .scene import EQUAL_AREA, Scene
 from .scenes import Scenes
 
 #: Footprints closer than this (degrees, about 100 m) count as touching: more than
@@ -181,39 +183,40 @@ def split_by_area(
         return split
 
     rng = np.random.default_rng(seed)
-    small: list[tuple[Integers, float]] = []
+    footprints = dataset.index.geometry.to_crs(EQUAL_AREA)
     clusters = _clusters(dataset.index.geometry)
+    small: list[tuple[Integers, float]] = []
     for members in (clusters[i] for i in rng.permutation(len(clusters))):
-        sign = int(rng.choice([-1, 1]))
-        cut = _cut_by_share([scenes[i] for i in members], val_split, sign)
+        inside = [scenes[i] for i in members]
+        cut = _cut_by_share(inside, val_split, sign=int(rng.choice([-1, 1])))
         if not _assign(split, members, cut):
-            outline = dataset.index.geometry.iloc[members].union_all()
-            area = abs(Geod(ellps='WGS84').geometry_area_perimeter(outline)[0])
-            small.append((members, area))
+            small.append((members, footprints.iloc[members].union_all().area))
 
     wanted = val_split * sum(area for _, area in small)
     for members, area in small:
         if area <= wanted:
             wanted -= area
-            for i in members:
-                split.cuts[i] = replace(split.cuts[i], position=-np.inf)
-
+            _set_aside(split, members)
     if _any(split, 'val') and _any(split, 'train'):
         return split
+
+    # The share is less than any patch: the narrowest strip, or the smallest cluster.
     split.cuts = [Cut(scene) for scene in scenes]
-    for members, _ in sorted(small, key=lambda cluster: -cluster[1]):
+    small.sort(key=lambda cluster: cluster[1])
+    for members, _ in reversed(small):
         inside = [scenes[i] for i in members]
         if _assign(split, members, _cut_for_one_patch(inside, size)):
             return split
+    for members, _ in small:
+        if _any(split, 'val', _set_aside(split, members)) and _any(split, 'train'):
+            return split
     raise ValueError(
-        f'val_split={val_split} leaves no room for a training and a validation patch of '
-        f'{size} pixels: choose a smaller patch_size, add scenes, or set val_split to 0'
+        f'val_split={val_split} leaves no room for a training and a validation patch '
+        f'of {size} pixels: choose a smaller patch, add scenes, or set it to 0'
     )
 
 
-def _affine(
-    transform: Sequence[float], x: Floats, y: Floats
-) -> tuple[Floats, Floats]:
+def _affine(transform: Sequence[float], x: Floats, y: Floats) -> tuple[Floats, Floats]:
     """Apply an affine transform to arrays."""
     a, b, c, d, e, f = transform[:6]
     return a * x + b * y + c, d * x + e * y + f
@@ -243,6 +246,13 @@ def _assign(split: AreaSplit, members: Integers, cut: Cut) -> bool:
     return True
 
 
+def _set_aside(split: AreaSplit, members: Integers) -> Integers:
+    """Give a whole cluster to validation."""
+    for i in members:
+        split.cuts[i] = Cut(split.scenes[i], position=-np.inf)
+    return members
+
+
 def _any(split: AreaSplit, side: str, members: Integers | None = None) -> bool:
     """Tell whether a side holds a patch: if any does, then one in a corner does."""
     allowed = getattr(split, side)
@@ -253,13 +263,7 @@ def _any(split: AreaSplit, side: str, members: Integers | None = None) -> bool:
 def _cut_by_share(scenes: Sequence[Scene], share: float, sign: int) -> Cut:
     """Cut across the longer axis of a cluster so that a share lies beyond the line."""
     reference = max(scenes, key=lambda scene: scene.height * scene.width)
-    axes = [Cut(reference, axis=0), Cut(reference, axis=1)]
-    outline = shapely.union_all(
-        [
-            shapely.Polygon(np.stack([axis.project(scene, *_ring(scene)) for axis in axes], 1))
-            for scene in scenes
-        ]
-    )
+    outline = shapely.union_all([_outline(scene, reference) for scene in scenes])
     left, top, right, bottom = outline.bounds
     axis = 0 if right - left >= bottom - top else 1
 
@@ -284,9 +288,10 @@ def _cut_for_one_patch(scenes: Sequence[Scene], size: int) -> Cut:
     return replace(line, position=float(np.concatenate(low).max(initial=-np.inf)))
 
 
-def _ring(scene: Scene) -> tuple[Floats, Floats]:
-    """Walk around a scene: columns and rows of points on its outline."""
+def _outline(scene: Scene, reference: Scene) -> shapely.Polygon:
+    """Outline a scene in the grid of another one of its cluster."""
     box = shapely.box(0, 0, scene.width, scene.height)
-    box = shapely.segmentize(box, max(scene.height, scene.width) / 64)
+    box = shapely.segmentize(box, max(scene.height, scene.width) / OUTLINE_POINTS)
     cols, rows = shapely.get_coordinates(box).T
-    return cols, rows
+    axes = [Cut(reference, axis).project(scene, cols, rows) for axis in (0, 1)]
+    return shapely.Polygon(np.stack(axes, axis=1))

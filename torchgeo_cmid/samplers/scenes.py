@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DistributedSampler, Sampler
 
 from ..datasets import Patch, Scenes
+from ..datasets.scene import EQUAL_AREA
 from ..datasets.splits import corners
 
 Integers = NDArray[np.int64]
@@ -78,16 +79,14 @@ class RandomScenePatchSampler(DistributedSampler[Patch]):
         self.size = size
         self.allowed = allowed
 
-        # (number of starts) x (ground area of a pixel), 0 where no patch can lie
-        areas = dataset.index.to_crs(EQUAL_AREA).area.to_numpy()
+        # Ground area on which a patch can start, 0 where none can lie.
         self.scenes = dataset.scenes
-        starts = [
-            (scene.height - size + 1) * (scene.width - size + 1) / scene.height / scene.width
-            if allowed(i, *corners(scene, size)).any()
-            else 0.0
-            for i, scene in enumerate(self.scenes)
-        ]
-        weights = areas * starts
+        area = dataset.index.to_crs(EQUAL_AREA).area.to_numpy()
+        weights = np.zeros(len(self.scenes))
+        for i, scene in enumerate(self.scenes):
+            if allowed(i, *corners(scene, size)).any():
+                starts = (scene.height - size + 1) * (scene.width - size + 1)
+                weights[i] = area[i] * starts / (scene.height * scene.width)
         if not weights.any():
             raise ValueError(f'no patch of {size} pixels fits into any scene')
         self.weights = weights / weights.sum()
@@ -117,10 +116,6 @@ class RandomScenePatchSampler(DistributedSampler[Patch]):
             here = scenes == scene
             keep[here] = self.allowed(int(scene), rows[here], cols[here])
         return np.stack([scenes, rows, cols], axis=1)[keep]
-
-
-#: EASE-Grid 2.0: equal areas, for the weights of scenes in different CRSs.
-EQUAL_AREA = 'EPSG:6933'
 
 
 class GriddedScenePatchSampler(Sampler[Patch]):

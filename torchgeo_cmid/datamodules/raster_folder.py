@@ -1,0 +1,252 @@
+# Copyright (c) torchgeo-cmid Contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""A data module for a folder of GeoTIFFs."""
+
+import os
+from dataclasses import asdict
+from typing import Any
+
+import kornia.augmentation as K
+import torch
+from torch.utils.data import DataLoader, Sampler
+from torchgeo.datamodules import BaseDataModule
+from torchgeo.datasets import stack_samples
+from torchgeo.datasets.utils import Sample
+
+from ..datasets import Patch, Scenes, split_by_area
+from ..samplers import GriddedScenePatchSampler, RandomScenePatchSampler
+from .normalization import Normalization
+
+
+class RasterFolderDataModule(BaseDataModule):
+    """Patches of a folder of GeoTIFFs, for self-supervised learning.
+
+    Training patches are drawn at random over all scenes, validation patches lie on a
+    grid; the two never overlap on the ground: see
+    :mod:`torchgeo_cmid.datasets.splits`. What is drawn follows from
+    ``--seed_everything`` and the epoch.
+
+    Images are normalised per band. Unless *mean* and *std* are given they are estimated
+    once, from the valid pixels of at most :attr:`num_statistics_patches` training
+    patches, when the first loader is asked for. They are kept beside the run as
+    ``normalization.json`` and in its checkpoints, and a resumed run takes them from
+    there.
+    """
+
+    #: Patches that the statistics are estimated from, at most.
+    num_statistics_patches = 512
+
+    def __init__(
+        self,
+        paths: str | list[str] = 'data',
+        bands: list[int | str] | None = None,
+        patch_size: int = 224,
+        length: int | None = None,
+        batch_size: int = 64,
+        num_workers: int = 0,
+        val_split: float = 0.1,
+        split_seed: int = 0,
+        nodata: float | None = None,
+        mean: list[float] | None = None,
+        std: list[float] | None = None,
+    ) -> None:
+        """Initialize a new RasterFolderDataModule instance.
+
+        Args:
+            paths: A folder (searched recursively for ``.tif`` and ``.tiff``), a file
+                or a glob, or several of them.
+            bands: Bands to read, as names in the files' band descriptions or as
+                1-based numbers (defaults to all bands).
+            patch_size: Height and width of a patch in pixels.
+            length: Training patches per epoch, of all processes together (defaults to
+                about as many as fit without overlap).
+            batch_size: Size of each mini-batch.
+            num_workers: Number of workers for parallel data loading.
+            val_split: Share of the area for validation, at least 0 and less than 1.
+            split_seed: Chooses which ground is for validation. It is apart from
+                ``--seed_everything`` so that runs can be compared.
+            nodata: Fill value in addition to those that the files declare (``.nan`` for
+                NaN).
+            mean: Mean of each band, in the files' units (defaults to an estimate).
+            std: Standard deviation of each band, in the files' units (defaults to an
+                estimate).
+
+        Raises:
+            ValueError: If only one of *mean* and *std* is given, or a size is not
+                positive.
+        """
+        super().__init__(Scenes, batch_size, num_workers)
+        if (mean is None) != (std is None):
+            raise ValueError('mean and std go together: give both or neither')
+        for name, value in {'patch_size': patch_size, 'batch_size': batch_size}.items():
+            if value < 1:
+                raise ValueError(f'{name}={value} must be at least 1')
+        self.paths = paths
+        self.bands = bands
+        self.patch_size = patch_size
+        self.length = length
+        self.val_split = val_split
+        self.split_seed = split_seed
+        self.nodata = nodata
+        self.given = None if mean is None or std is None else (mean, std)
+        self.normalization: Normalization | None = None
+        self.seed: int | None = None
+
+    @property
+    def in_channels(self) -> int:
+        """Number of bands of an image, known after :meth:`setup`."""
+        return len(self.scenes.bands)
+
+    def setup(self, stage: str) -> None:
+        """Open the scenes, split the ground and make the samplers, once.
+
+        Args:
+            stage: Either 'fit', 'validate', 'test', or 'predict'.
+
+        Raises:
+            FileNotFoundError: If *paths* names no file.
+            OSError: If a file is not a readable raster.
+            ValueError: If a file lacks a band or its georeference, no patch fits, or an
+                epoch has no batch.
+        """
+        if self.dataset is not None:
+            return
+        size, world_size = (
+            self.patch_size,
+            self.trainer.world_size if self.trainer else 1,
+        )
+        self.scenes = Scenes(self.paths, self.bands, self.nodata)
+        largest = max(
+            self.scenes.scenes, key=lambda scene: min(scene.height, scene.width)
+        )
+        if size > min(largest.height, largest.width):
+            raise ValueError(
+                f'patch_size={size} is larger than every scene: the largest is '
+                f'{largest.path} with {largest.height} x {largest.width} pixels'
+            )
+        if self.given is not None:
+            self._normalize(Normalization(self.scenes.bands, *self.given))
+
+        self.split = split_by_area(self.scenes, size, self.val_split, self.split_seed)
+        fitting = sum(
+            (s.height // size) * (s.width // size) for s in self.scenes.scenes
+        )
+        length = self.length or max(1, round(fitting * (1 - self.val_split)))
+        if length // world_size < self.batch_size:
+            raise ValueError(
+                f'length={length} patches per epoch in {world_size} processes give no '
+                f'batch of batch_size={self.batch_size}: set a larger length or a '
+                'smaller batch_size'
+            )
+        if self.seed is None:
+            self.seed = self._broadcast(torch.initial_seed())
+        self.train_sampler = RandomScenePatchSampler(
+            self.scenes,
+            size=size,
+            length=length,
+            allowed=self.split.train,
+            seed=self.seed,
+            num_replicas=world_size,
+            rank=self.trainer.global_rank if self.trainer else 0,
+        )
+        self.val_sampler = GriddedScenePatchSampler(
+            self.scenes, size=size, allowed=self.split.val
+        )
+        self.dataset = self.scenes
+
+    def train_dataloader(self) -> DataLoader[Sample]:
+        """Load random patches, each epoch other ones.
+
+        Returns:
+            The loader of training samples.
+        """
+        return self._dataloader(self.train_sampler, drop_last=True)
+
+    def val_dataloader(self) -> DataLoader[Sample] | list[DataLoader[Sample]]:
+        """Load a grid of patches on the ground set aside for validation.
+
+        Returns:
+            The loader of validation samples, or none if *val_split* is 0.
+        """
+        if self.val_split == 0:
+            return []
+        return self._dataloader(self.val_sampler, drop_last=False)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Put the seed and the statistics into a checkpoint.
+
+        Returns:
+            Plain values.
+        """
+        state: dict[str, Any] = {'seed': self.seed}
+        if self.normalization is not None:
+            state['normalization'] = asdict(self.normalization)
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the seed and the statistics of a checkpoint.
+
+        Args:
+            state_dict: What :meth:`state_dict` gave.
+
+        Raises:
+            ValueError: If it was made with other bands.
+        """
+        self.seed = self.train_sampler.seed = state_dict['seed']
+        if self.given is None and 'normalization' in state_dict:
+            normalization = Normalization(**state_dict['normalization'])
+            if list(normalization.bands) != list(self.scenes.bands):
+                raise ValueError(
+                    f'the checkpoint was made with bands={list(normalization.bands)}, '
+                    f'but the data has {list(self.scenes.bands)}: set bands to those'
+                )
+            self._normalize(normalization)
+
+    def _dataloader(
+        self, sampler: Sampler[Patch], drop_last: bool
+    ) -> DataLoader[Sample]:
+        """Load the patches of a sampler, with the statistics at hand."""
+        normalization = self.normalization
+        if normalization is None:
+            normalization = self._broadcast(self._estimate())
+            self._normalize(normalization)
+        if self.trainer:
+            folder = self.trainer.log_dir  # asked for by every process
+            if folder is not None and self.trainer.is_global_zero:
+                normalization.save(os.path.join(folder, 'normalization.json'))
+        return DataLoader(
+            dataset=self.scenes,
+            batch_size=self.batch_size,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            collate_fn=stack_samples,
+            drop_last=drop_last,
+            persistent_workers=self.num_workers > 0,
+        )
+
+    def _estimate(self) -> Normalization | None:
+        """Estimate the statistics, in the first process only."""
+        if self.trainer and not self.trainer.is_global_zero:
+            return None
+        patches = RandomScenePatchSampler(
+            self.scenes,
+            size=self.patch_size,
+            length=min(self.train_sampler.total_size, self.num_statistics_patches),
+            allowed=self.split.train,
+            seed=self.split_seed,
+        )
+        return Normalization.estimate(self.scenes, patches)
+
+    def _normalize(self, normalization: Normalization) -> None:
+        """Normalise batches with these statistics from now on."""
+        self.normalization = normalization
+        self.mean = torch.tensor(normalization.mean)
+        self.std = torch.tensor(normalization.std)
+        self.aug = K.AugmentationSequential(
+            K.Normalize(mean=self.mean, std=self.std), data_keys=None, keepdim=True
+        )
+
+    def _broadcast(self, value: Any) -> Any:
+        """Give every process the first one's value."""
+        return self.trainer.strategy.broadcast(value) if self.trainer else value

@@ -49,7 +49,7 @@ $(STAMP): pyproject.toml constraints.txt torchgeo_cmid.pth
 ## Pin the newest versions that pyproject.toml allows (needs no pins, so not $(STAMP)).
 constraints:
 	$(BIN)/uv venv --quiet --clear build/constraints
-	VIRTUAL_ENV=build/constraints $(BIN)/uv pip install pip hatchling -e '.[dev]'
+	VIRTUAL_ENV=build/constraints $(BIN)/uv pip install hatchling -e '.[dev]'
 	{ sed -n '/^#/p' constraints.txt; \
 	VIRTUAL_ENV=build/constraints $(BIN)/uv pip freeze --exclude-editable; } > pins.tmp
 	mv pins.tmp constraints.txt

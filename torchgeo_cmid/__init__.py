@@ -11,7 +11,7 @@ import importlib
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from .registration import register_all
+from .autoload import install
 
 if TYPE_CHECKING:
     from .tasks import CMID
@@ -48,4 +48,4 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-register_all()
+install()

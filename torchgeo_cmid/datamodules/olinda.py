@@ -12,7 +12,7 @@ class OlindaDataModule(RasterFolderDataModule):
 
     def __init__(
         self,
-        paths: str | list[str] = Olinda.path,
+        paths: list[str] | str = Olinda.path,
         bands: list[int | str] | None = None,
         patch_size: int = 96,
         length: int | None = 256,

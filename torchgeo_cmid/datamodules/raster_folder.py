@@ -39,7 +39,7 @@ class RasterFolderDataModule(BaseDataModule):
 
     def __init__(
         self,
-        paths: str | list[str] = 'data',
+        paths: list[str] | str = 'data',
         bands: list[int | str] | None = None,
         patch_size: int = 224,
         length: int | None = None,

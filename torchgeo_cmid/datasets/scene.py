@@ -3,6 +3,7 @@
 
 """One scene: a raster file, the bands wanted of it, and reads in its own grid."""
 
+import atexit
 import glob
 import os
 from collections.abc import Iterable, Sequence
@@ -226,3 +227,7 @@ def _band_indexes(
 def _open(path: str, pid: int) -> DatasetReader:
     """Open a file once per process: handles do not survive a fork."""
     return rasterio.open(path)
+
+
+# Handles that outlive the modules they need complain when the interpreter ends.
+atexit.register(_open.cache_clear)

@@ -1,0 +1,377 @@
+# Copyright (c) torchgeo-cmid Contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""The data module feeds Lightning, keeps its statistics, and refuses bad input."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+from lightning.pytorch import LightningModule, Trainer, seed_everything
+from lightning.pytorch.loggers import CSVLogger
+from torch import Tensor, nn
+from torchgeo.datasets.utils import Sample
+
+from tests.data.geotiff.data import generate, write_scene
+from torchgeo_cmid.datamodules import OlindaDataModule, RasterFolderDataModule
+
+
+class Recorder(LightningModule):
+    """Trains nothing and keeps every batch."""
+
+    def __init__(self) -> None:
+        """Start with no batches."""
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+        self.train_batches: list[Sample] = []
+        self.val_batches: list[Sample] = []
+
+    def training_step(self, batch: Sample, batch_idx: int) -> Tensor:
+        self.train_batches.append(batch)
+        return self.weight * batch['image'].mean()
+
+    def validation_step(self, batch: Sample, batch_idx: int) -> None:
+        if not self.trainer.sanity_checking:
+            self.val_batches.append(batch)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def data_module(folder: Path, **arguments: Any) -> RasterFolderDataModule:
+    defaults: dict[str, Any] = {
+        'patch_size': 32,
+        'length': 16,
+        'batch_size': 8,
+        'val_split': 0.4,
+    }
+    return RasterFolderDataModule(str(folder), **defaults | arguments)
+
+
+def fit(
+    folder: Path,
+    seed: int = 0,
+    ckpt_path: Path | None = None,
+    max_epochs: int = 2,
+    logger: bool = True,
+    **arguments: Any,
+) -> tuple[Recorder, Trainer]:
+    """Train on the scenes of a folder and write below its sister ``runs``."""
+    runs = folder.parent / 'runs'
+    seed_everything(seed)
+    task = Recorder()
+    trainer = Trainer(
+        accelerator='cpu',
+        max_epochs=max_epochs,
+        logger=CSVLogger(runs) if logger else False,
+        default_root_dir=runs,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=1,
+    )
+    trainer.fit(
+        task,
+        datamodule=data_module(folder, **arguments),
+        ckpt_path=ckpt_path,
+        weights_only=True,
+    )
+    return task, trainer
+
+
+def places(batches: list[Sample]) -> Tensor:
+    return torch.cat([batch['bounds'] for batch in batches])
+
+
+@pytest.fixture
+def scenes(tmp_path: Path) -> Path:
+    generate(tmp_path / 'scenes', 3, size=(96, 64))
+    return tmp_path / 'scenes'
+
+
+class TestFit:
+    def test_batches(self, scenes: Path) -> None:
+        task, _ = fit(scenes)
+        assert len(task.train_batches) == 2 * 2
+        for batch in task.train_batches:
+            assert set(batch) == {'image', 'valid', 'bounds', 'transform'}
+            assert batch['image'].shape == (8, 3, 32, 32)
+            assert batch['valid'].shape == (8, 1, 32, 32)
+            assert batch['valid'].dtype == torch.bool
+            assert batch['bounds'].shape == batch['transform'].shape == (8, 9)
+            assert len(batch['bounds'][:, 0].div(20_000).floor().unique()) > 1
+        images = torch.cat([batch['image'] for batch in task.train_batches])
+        assert images.mean().abs() < 0.2
+        assert images.std() == pytest.approx(1, abs=0.2)
+
+    def test_normalisation_leaves_the_rest_of_the_batch_alone(
+        self, scenes: Path
+    ) -> None:
+        module = data_module(scenes)
+        module.setup('fit')
+        batch = next(iter(module.train_dataloader()))
+        image = (batch['image'] - module.mean[:, None, None]) / module.std[
+            :, None, None
+        ]
+        expected = {**batch, 'image': image}
+        result = module.aug({key: value.clone() for key, value in batch.items()})
+        assert set(result) == set(expected)
+        for key, value in expected.items():
+            torch.testing.assert_close(result[key], value)
+
+    def test_validation_is_the_same_every_epoch_and_apart(self, scenes: Path) -> None:
+        task, _ = fit(scenes, length=128)
+        val = places(task.val_batches)
+        half = len(val) // 2
+        assert half > 0
+        assert torch.equal(val[:half], val[half:])
+        train = places(task.train_batches)
+        for box in val:
+            apart = (
+                (train[:, 0] >= box[1])
+                | (train[:, 1] <= box[0])
+                | (train[:, 3] >= box[4])
+                | (train[:, 4] <= box[3])
+            )
+            assert apart.all()
+
+    def test_no_validation(self, scenes: Path) -> None:
+        task, trainer = fit(scenes, val_split=0.0)
+        assert len(task.train_batches) == 4
+        assert task.val_batches == []
+        assert sum(trainer.num_val_batches) == 0
+
+    def test_validate_alone(self, scenes: Path) -> None:
+        task = Recorder()
+        trainer = Trainer(
+            accelerator='cpu',
+            logger=False,
+            default_root_dir=scenes.parent,
+            enable_progress_bar=False,
+        )
+        trainer.validate(task, datamodule=data_module(scenes), verbose=False)
+        assert task.val_batches[0]['image'].std() == pytest.approx(1, abs=0.3)
+
+
+class TestReproducibility:
+    def test_follows_from_seed_and_epoch(self, scenes: Path) -> None:
+        first = places(fit(scenes, seed=1)[0].train_batches)
+        again = places(fit(scenes, seed=1)[0].train_batches)
+        other = places(fit(scenes, seed=2)[0].train_batches)
+        assert torch.equal(first, again)
+        assert not torch.equal(first, other)
+        assert not torch.equal(first[:16], first[16:])
+
+    def test_does_not_depend_on_workers(self, scenes: Path) -> None:
+        alone, _ = fit(scenes, seed=1, max_epochs=1)
+        workers, _ = fit(scenes, seed=1, max_epochs=1, num_workers=2)
+        for a, b in zip(alone.train_batches, workers.train_batches, strict=True):
+            for key, value in a.items():
+                assert torch.equal(value, b[key])
+
+    def test_resume_continues_with_seed_and_statistics(self, scenes: Path) -> None:
+        whole, trainer = fit(scenes, seed=1, max_epochs=2)
+        _, half = fit(scenes, seed=1, max_epochs=1)
+        assert half.checkpoint_callback is not None
+        path = Path(half.checkpoint_callback.best_model_path)  # type: ignore[attr-defined]
+        state = torch.load(path, weights_only=True)['RasterFolderDataModule']
+        assert state['seed'] == 1
+        state['normalization']['mean'] = [0.0, 0.0, 0.0]
+        checkpoint = torch.load(path, weights_only=True)
+        checkpoint['RasterFolderDataModule'] = state
+        torch.save(checkpoint, path)
+
+        resumed, second = fit(scenes, seed=5, ckpt_path=path, max_epochs=2)
+        expected = places(whole.train_batches[2:])
+        assert torch.equal(places(resumed.train_batches), expected)
+        module = second.datamodule  # type: ignore[attr-defined]
+        assert module.mean.tolist() == [0, 0, 0]
+        assert trainer.datamodule.mean.min() > 0  # type: ignore[attr-defined]
+
+    def test_processes_take_shares_of_one_draw(self, scenes: Path) -> None:
+        class Strategy:
+            def broadcast(self, value: Any) -> Any:
+                return 7 if value is None or isinstance(value, int) else value
+
+        class Rank:
+            world_size = 2
+            strategy = Strategy()
+
+            def __init__(self, rank: int) -> None:
+                """Be the trainer of one of two processes."""
+                self.global_rank = rank
+                self.is_global_zero = rank == 0
+
+        modules = [data_module(scenes), data_module(scenes)]
+        for rank, module in enumerate(modules):
+            module.trainer = Rank(rank)  # type: ignore[assignment]
+            module.setup('fit')
+            assert module.seed == 7
+        first, second = (list(module.train_sampler) for module in modules)
+        assert len(first) == len(second) == 8
+        assert not set(first) & set(second)
+        assert modules[0]._estimate() is not None
+        assert modules[1]._estimate() is None
+
+
+class TestStatistics:
+    def test_valid_training_pixels_alone(self, tmp_path: Path) -> None:
+        path = write_scene(tmp_path / 'a.tif', size=(128, 40), fill=0.25, nodata=0)
+        with rasterio.open(path) as file:
+            image = file.read()[:, 32:].astype(float).reshape(3, -1)
+        module = data_module(path, length=400, val_split=0.0)
+        module.setup('fit')
+        module.train_dataloader()
+        np.testing.assert_allclose(module.mean, image.mean(axis=1), rtol=0.05)
+        np.testing.assert_allclose(module.std, image.std(axis=1), rtol=0.05)
+
+    def test_exact_where_one_patch_is_the_scene(self, tmp_path: Path) -> None:
+        path = write_scene(tmp_path / 'a.tif', size=32, dtype='float32')
+        with rasterio.open(path) as file:
+            image = file.read().astype(float).reshape(3, -1)
+        module = data_module(path, val_split=0.0)
+        module.setup('fit')
+        module.train_dataloader()
+        assert module.normalization is not None
+        np.testing.assert_allclose(module.normalization.mean, image.mean(axis=1))
+        np.testing.assert_allclose(module.normalization.std, image.std(axis=1))
+
+    def test_kept_beside_the_run(self, scenes: Path) -> None:
+        _, trainer = fit(scenes, max_epochs=1)
+        assert trainer.log_dir is not None
+        content = json.loads(Path(trainer.log_dir, 'normalization.json').read_text())
+        assert content['bands'] == [1, 2, 3]
+        assert content['mean'] == pytest.approx(
+            trainer.datamodule.mean.tolist()  # type: ignore[attr-defined]
+        )
+        assert len(content['std']) == 3
+        assert not list(Path(trainer.log_dir).glob('*.partial'))
+
+    def test_does_not_depend_on_the_seed_of_the_run(self, scenes: Path) -> None:
+        paths = [fit(scenes, seed=seed, max_epochs=1)[1].log_dir for seed in (1, 2)]
+        texts = [Path(str(path), 'normalization.json').read_text() for path in paths]
+        assert texts[0] == texts[1]
+
+    def test_never_overwrites_those_of_another_run(self, scenes: Path) -> None:
+        _, trainer = fit(scenes, max_epochs=1, logger=False)
+        path = Path(trainer.default_root_dir, 'normalization.json')
+        before = path.read_text()
+        fit(scenes, max_epochs=1, logger=False)  # the same values: nothing to say
+        with pytest.raises(FileExistsError, match=r'normalization.json holds'):
+            fit(scenes, max_epochs=1, logger=False, bands=[1, 2])
+        assert path.read_text() == before
+
+    def test_given(self, scenes: Path) -> None:
+        arguments = {'mean': [1.0, 2.0, 3.0], 'std': [4.0, 5.0, 6.0]}
+        _, trainer = fit(scenes, max_epochs=1, **arguments)
+        module = trainer.datamodule  # type: ignore[attr-defined]
+        assert module.mean.tolist() == arguments['mean']
+        assert module.std.tolist() == arguments['std']
+        module.load_state_dict(
+            {
+                'seed': 3,
+                'normalization': {'bands': [1, 2, 3], 'mean': [0.0], 'std': [1.0]},
+            }
+        )
+        assert module.mean.tolist() == arguments['mean']
+
+    @pytest.mark.parametrize(
+        ('mean', 'std', 'message'),
+        [
+            ([1.0], None, 'mean and std go together'),
+            ([1.0], [1.0], 'mean has 1 values, but there are 3 bands'),
+            ([1.0] * 3, [1.0] * 2, 'std has 2 values'),
+            ([1.0] * 3, [1.0, 0.0, 1.0], 'every value must be positive'),
+        ],
+    )
+    def test_given_wrongly(
+        self, scenes: Path, mean: list[float], std: list[float] | None, message: str
+    ) -> None:
+        with pytest.raises(ValueError, match=message):
+            data_module(scenes, mean=mean, std=std).setup('fit')
+
+    def test_constant_band_becomes_zero(self, tmp_path: Path) -> None:
+        path = write_scene(tmp_path / 'a.tif', size=96)
+        with rasterio.open(path, 'r+') as file:
+            file.write(np.full((96, 96), 7, dtype=np.uint16), 2)
+        module = data_module(path)
+        module.setup('fit')
+        with pytest.warns(UserWarning, match=r'bands \[2\] are constant'):
+            batch = next(iter(module.train_dataloader()))
+        image = module.aug(batch)['image']
+        assert module.std[1] == 1
+        assert not image[:, 1].any()
+        assert image.isfinite().all()
+
+    def test_nothing_but_fill(self, tmp_path: Path) -> None:
+        path = write_scene(tmp_path / 'a.tif', fill=1.0, nodata=0)
+        module = data_module(path, val_split=0.0)
+        module.setup('fit')
+        with pytest.raises(ValueError, match=r'no valid pixel.*a.tif'):
+            module.train_dataloader()
+
+    def test_checkpoint_of_other_bands(self, scenes: Path) -> None:
+        module = data_module(scenes)
+        module.setup('fit')
+        module.train_dataloader()
+        other = data_module(scenes, bands=[2, 1])
+        other.setup('fit')
+        with pytest.raises(ValueError, match=r'made with bands=\[1, 2, 3\]'):
+            other.load_state_dict(module.state_dict())
+
+
+class TestArguments:
+    def test_in_channels(self, scenes: Path) -> None:
+        module = data_module(scenes, bands=[3, 1])
+        assert not hasattr(module, 'in_channels')
+        module.setup('fit')
+        assert module.in_channels == 2
+
+    def test_default_length(self, scenes: Path) -> None:
+        module = data_module(scenes, length=None, val_split=0.0)
+        module.setup('fit')
+        assert len(module.train_sampler) == 3 * 3 * 2
+
+    def test_epoch_without_a_batch(self, scenes: Path) -> None:
+        with pytest.raises(ValueError, match=r'length=16.*no batch of batch_size=64'):
+            data_module(scenes, batch_size=64).setup('fit')
+
+    @pytest.mark.parametrize('argument', ['patch_size', 'batch_size'])
+    def test_not_positive(self, scenes: Path, argument: str) -> None:
+        with pytest.raises(ValueError, match=f'{argument}=0 must be at least 1'):
+            data_module(scenes, **{argument: 0})
+
+    def test_patch_larger_than_every_scene(self, scenes: Path) -> None:
+        message = r'patch_size=65 is larger than every scene.*scene_0.tif with 96 x 64'
+        with pytest.raises(ValueError, match=message):
+            data_module(scenes, patch_size=65).setup('fit')
+
+    def test_missing_folder(self, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError, match='no such file or folder'):
+            data_module(tmp_path / 'missing').setup('fit')
+
+    def test_undeclared_nan(self, tmp_path: Path) -> None:
+        path = write_scene(tmp_path / 'a.tif', dtype='float32')
+        with rasterio.open(path, 'r+') as file:
+            file.write(np.full((64, 64), np.nan, dtype=np.float32), 2)
+        module = data_module(path, val_split=0.0)
+        module.setup('fit')
+        with pytest.raises(ValueError, match=r'a.tif, rows .* NaN'):
+            module.train_dataloader()
+        module = data_module(path, val_split=0.0, nodata=float('nan'))
+        module.setup('fit')
+        with pytest.raises(ValueError, match='no valid pixel'):
+            module.train_dataloader()
+
+
+class TestOlinda:
+    def test_a_first_try_needs_no_argument(self) -> None:
+        module = OlindaDataModule()
+        module.setup('fit')
+        assert module.in_channels == 6
+        assert len(module.train_dataloader()) == 16
+        batch = next(iter(module.val_dataloader()))
+        assert batch['image'].shape == (3, 6, 96, 96)

@@ -339,6 +339,13 @@ class TestArguments:
         with pytest.raises(ValueError, match=r'length=16.*no batch of batch_size=64'):
             data_module(scenes, batch_size=64).setup('fit')
 
+    def test_set_up_once(self, scenes: Path) -> None:
+        module = data_module(scenes)
+        module.setup('fit')
+        sampler = module.train_sampler
+        module.setup('validate')
+        assert module.train_sampler is sampler
+
     @pytest.mark.parametrize('argument', ['patch_size', 'batch_size'])
     def test_not_positive(self, scenes: Path, argument: str) -> None:
         with pytest.raises(ValueError, match=f'{argument}=0 must be at least 1'):

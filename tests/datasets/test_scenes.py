@@ -5,6 +5,7 @@
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -274,6 +275,16 @@ class TestBadFiles:
     def test_no_geotransform(self, tmp_path: Path) -> None:
         path = write_scene(tmp_path / 'a.tif', transform=Affine.identity())
         with pytest.raises(ValueError, match=r'a.tif: no geotransform'):
+            Scenes(path)
+
+    @pytest.mark.parametrize(
+        'place',
+        [{'crs': 'LOCAL_CS["site",UNIT["metre",1]]'}, {'origin': (1e12, 1e12)}],
+        ids=['no place on Earth', 'beyond the Earth'],
+    )
+    def test_nowhere(self, tmp_path: Path, place: dict[str, Any]) -> None:
+        path = write_scene(tmp_path / 'a.tif', **place)
+        with pytest.raises(ValueError, match=r'a.tif: its outline has no longitude'):
             Scenes(path)
 
     def test_complex_pixels(self, tmp_path: Path) -> None:

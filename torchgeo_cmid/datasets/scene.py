@@ -15,6 +15,7 @@ import rasterio
 import shapely
 from numpy.typing import NDArray
 from rasterio import Affine
+from rasterio._err import CPLE_BaseError  # what rasterio.warp raises
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp
 from rasterio.errors import RasterioError
@@ -22,6 +23,7 @@ from rasterio.io import DatasetReader
 from rasterio.warp import transform_geom
 from rasterio.windows import Window
 from shapely.affinity import affine_transform
+from shapely.geometry import mapping, shape
 from torchgeo.datasets.utils import Path
 
 #: Endings of the files that a folder is searched for, in lower case.
@@ -104,13 +106,22 @@ class Scene:
 
     @property
     def footprint(self) -> shapely.Geometry:
-        """Outline of the grid in longitude and latitude, cut at the antimeridian."""
+        """Outline of the grid in longitude and latitude, cut at the antimeridian.
+
+        Raises:
+            ValueError: If the grid does not lie on the Earth.
+        """
         pixels = shapely.box(0, 0, self.width, self.height)
         pixels = shapely.segmentize(pixels, max(self.width, self.height) / EDGE_POINTS)
         outline = affine_transform(pixels, self.transform.to_shapely())
-        return shapely.geometry.shape(
-            transform_geom(self.crs, LONLAT, shapely.geometry.mapping(outline))
-        )
+        try:
+            lonlat = transform_geom(self.crs, LONLAT, mapping(outline))
+        except CPLE_BaseError as error:
+            raise ValueError(
+                f'{self.path}: its outline has no longitude and latitude; correct its '
+                f'coordinate reference system or geotransform ({error})'
+            ) from error
+        return shape(lonlat)
 
     def read(
         self, row: int, col: int, size: int

@@ -14,12 +14,17 @@ from typing import TYPE_CHECKING, Any
 from .autoload import install
 
 if TYPE_CHECKING:
+    from .datamodules import OlindaDataModule, RasterFolderDataModule
     from .tasks import CMID
 
-__all__ = ('CMID',)
+__all__ = ('CMID', 'OlindaDataModule', 'RasterFolderDataModule')
 __version__ = version(__name__)
 
-_SUBMODULES = {'CMID': '.tasks'}
+_SUBMODULES = {
+    'CMID': '.tasks',
+    'OlindaDataModule': '.datamodules',
+    'RasterFolderDataModule': '.datamodules',
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,16 @@
+# Copyright (c) torchgeo-cmid Contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Sets what every test and the programs they start rely on.
+
+Everything here is read when a library is first imported, so before any test is.
+"""
+
+import os
+
+# Two workers on two cores: one thread each, which golden curves need anyway.
+os.environ['OMP_NUM_THREADS'] = '1'
+# pytest-socket guards this process; started programs must not look for models either.
+os.environ['HF_HUB_OFFLINE'] = '1'
+# Figures are drawn to files.
+os.environ['MPLBACKEND'] = 'Agg'

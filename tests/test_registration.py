@@ -1,0 +1,138 @@
+# Copyright (c) torchgeo-cmid Contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Tests that TorchGeo's own command line knows our classes, and the public names."""
+
+import inspect
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from torchgeo.main import main
+
+import torchgeo_cmid
+from torchgeo_cmid import datamodules, registration, tasks
+
+# Run where TORCHGEO_CMID_AUTOLOAD=0; `main` ends with status 0 where it knows cmid.
+ASK_FOR_CMID = """
+def status():
+    try:
+        main(['fit', '--model', 'cmid', '--print_config'])
+    except SystemExit as end:
+        return end.code
+"""
+
+
+def torchgeo(*arguments: str) -> 'subprocess.CompletedProcess[str]':
+    """Run TorchGeo's console script as a user does."""
+    return subprocess.run(
+        [Path(sys.executable).with_name('torchgeo'), *arguments],
+        env={key: os.environ[key] for key in os.environ if 'AUTOLOAD' not in key},
+        capture_output=True,
+        text=True,
+    )
+
+
+def without_autoload(program: str) -> 'subprocess.CompletedProcess[str]':
+    """Run a program in an interpreter that has not started the hook."""
+    return subprocess.run(
+        [sys.executable, '-c', program],
+        env={**os.environ, 'TORCHGEO_CMID_AUTOLOAD': '0'},
+        capture_output=True,
+        text=True,
+    )
+
+
+def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Return what the command line prints before it ends."""
+    with pytest.raises(SystemExit) as end:
+        main(['fit', *arguments])
+    assert end.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_console_script_knows_cmid() -> None:
+    result = torchgeo('fit', '--model', 'cmid', '--print_config')
+    assert result.returncode == 0, result.stderr
+    model = yaml.safe_load(result.stdout)['model']
+    assert model['class_path'].startswith('torchgeo_cmid.tasks.')
+    assert model['init_args']['queue_size'] == 65536
+
+
+def test_without_the_hook_cmid_is_unknown_until_it_is_imported() -> None:
+    program = (
+        'import contextlib, io, torchgeo.main\n'
+        'from torchgeo.main import main\n'
+        + ASK_FOR_CMID
+        + 'print("before", status())\n'
+        'import torchgeo_cmid\n'
+        'with contextlib.redirect_stdout(io.StringIO()):\n'
+        '    after = status()\n'
+        'print("after", after)\n'
+    )
+    result = without_autoload(program)
+    assert result.stdout.split() == ['before', '2', 'after', '0'], result.stderr
+
+
+def test_without_the_hook_the_import_may_come_first() -> None:
+    program = (
+        'import torchgeo_cmid, sys\n'
+        'assert "torch" not in sys.modules\n'
+        'from torchgeo.main import main\n' + ASK_FOR_CMID + 'assert status() == 0\n'
+    )
+    result = without_autoload(program)
+    assert result.returncode == 0, result.stderr
+    assert 'class_path: torchgeo_cmid.tasks.' in result.stdout
+
+
+@pytest.mark.parametrize('name', ['cmid', 'CMID'])
+def test_task_is_found_by_its_name(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = yaml.safe_load(printed(capsys, '--model', name, '--print_config'))
+    assert config['model']['class_path'].endswith(f'.{name}')
+
+
+@pytest.mark.parametrize('name', datamodules.__all__)
+def test_datamodule_is_found_by_its_name(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = printed(capsys, '--model', 'cmid', '--data', name, '--print_config')
+    class_path = yaml.safe_load(text)['data']['class_path']
+    assert class_path.startswith('torchgeo_cmid.')
+    assert class_path.endswith(f'.{name}')
+
+
+@pytest.mark.parametrize('argument', inspect.signature(tasks.CMID).parameters)
+def test_help_documents_every_argument(
+    argument: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = printed(capsys, '--model.help', 'cmid')
+    # --model.size SIZE      Height and width ... (type: int, default: 224)
+    match = re.search(rf'--model\.{argument} .*?(?=\n  --|\Z)', text, flags=re.DOTALL)
+    assert match is not None, text
+    description = match[0].split('(type:')[0].split(maxsplit=2)[2:]
+    assert description, match[0]
+
+
+def test_every_host_registers() -> None:
+    for host, ours in registration.HOSTS.items():
+        registration.register(host)
+        assert ours in sys.modules
+
+
+@pytest.mark.parametrize('name', torchgeo_cmid.__all__)
+def test_public_names(name: str) -> None:
+    assert getattr(torchgeo_cmid, name).__name__ == name
+    assert name in dir(torchgeo_cmid)
+
+
+def test_unknown_name() -> None:
+    with pytest.raises(
+        AttributeError, match="'torchgeo_cmid' has no attribute 'SimCLR'"
+    ):
+        torchgeo_cmid.SimCLR  # noqa: B018

@@ -178,6 +178,8 @@ class DistillationTask(BaseTask):
         momentum = self.current_momentum  # before the step is counted
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         self.update_teacher(momentum)
+        # Lightning would keep the gradients through the next forward pass
+        optimizer.zero_grad()
 
     def validation_step(
         self, batch: Sample, batch_idx: int, dataloader_idx: int = 0

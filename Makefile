@@ -39,8 +39,8 @@ benchmark: $(STAMP)
 install: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt torchgeo_cmid.pth
-	@test -x $(BIN)/python || test -n '$(PYTHON)' || { echo 'No Python 3.12 or newer\
-	found: install one, or name it: make PYTHON=/path/to/python3.12' >&2; exit 1; }
+	@test -x $(BIN)/python || test -n '$(PYTHON)' || { echo >&2 \
+	'No Python 3.12 or newer found: name one by make PYTHON=/path/to/python'; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -c constraints.txt uv
 	VIRTUAL_ENV=.venv $(UV_INSTALL) -c constraints.txt -e '.[dev]'
@@ -48,7 +48,7 @@ $(STAMP): pyproject.toml constraints.txt torchgeo_cmid.pth
 
 ## Pin the newest versions that pyproject.toml allows (needs no pins, so not $(STAMP)).
 constraints:
-	$(BIN)/uv venv --quiet --clear build/constraints
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python build/constraints
 	VIRTUAL_ENV=build/constraints $(BIN)/uv pip install hatchling -e '.[dev]'
 	{ sed -n '/^#/p' constraints.txt; \
 	VIRTUAL_ENV=build/constraints $(BIN)/uv pip freeze --exclude-editable; } > pins.tmp

@@ -76,8 +76,8 @@ def main() -> None:
         work = Path(folder)
         uv = Path(sys.executable).with_name('uv')
         pins = ROOT / 'constraints.txt'
-        constrained = ('--build-constraints', pins)
-        run(uv, 'build', '--wheel', *constrained, '-o', work, ROOT, cwd=work)
+        options = ('--python', sys.executable, '--build-constraints', pins, '-o', work)
+        run(uv, 'build', '--wheel', *options, ROOT, cwd=work)
         [wheel] = work.glob('*.whl')
         shipped = zipfile.ZipFile(wheel).namelist()
         scenes = [name for name in shipped if name.endswith('.tif')]
@@ -92,8 +92,8 @@ def main() -> None:
 
         torchgeo = binaries / 'torchgeo'
         config = run(torchgeo, 'fit', '--model', 'cmid', '--print_config', cwd=work)
-        print(config)
-        demand('class_path: torchgeo_cmid.tasks' in config, 'no task called cmid')
+        demand('class_path: torchgeo_cmid.' in config, f'no task cmid in:\n{config}')
+        print(config[config.index('class_path: torchgeo_cmid.') :])
         installed = traces(work / 'environment')
         demand(any(name.endswith('.tif') for name in installed), 'no scene installed')
 

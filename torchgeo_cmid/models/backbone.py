@@ -140,13 +140,15 @@ class SpatialBackbone(nn.Module):
                 f"model='{model}' gives features of shape {shape[1:]} for images of "
                 f'{size} x {size} px, not a square map of {self.num_features} channels'
             )
-        if size % shape[2]:
+        # ViT silently drops the border that is no whole cell
+        reduction = self.backbone.feature_info[-1]['reduction']  # type: ignore[index]
+        if size != shape[2] * reduction:
             raise ValueError(
                 f"model='{model}' gives {shape[2]} x {shape[3]} cells: size={size} "
-                'must be a multiple of its stride'
+                f'must be a multiple of its stride, {reduction} px'
             )
         self.map_size = (shape[2], shape[3])
-        self.stride = size // shape[2]
+        self.stride = int(reduction)
         # (B, D, h, w), not (B, h, w, D) or (B, h w, D); by its name where h = w = D
         _, *sides = stem_shapes[0]
         self.stem_is_channels_first = len(sides) == 3 and (

@@ -122,7 +122,13 @@ def convert_official_checkpoint(
     """
     expected: dict[str, str | None] = {}  # official name -> ours, None: not needed
     for name in reference:
-        official = official_name(name)
+        try:
+            official = official_name(name)
+        except KeyError:
+            raise ValueError(
+                f'a published state has no {name}: it was trained with all branches '
+                "on and global_branch='moco'"
+            ) from None
         expected[official] = name
         if official.endswith('.relative_position_bias_table'):  # timm derives the index
             expected[official.replace('_bias_table', '_index')] = None
@@ -217,6 +223,10 @@ class _StandIn(dict[Any, Any]):
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         super().__init__()
+
+    def __call__(self, *args: object, **kwargs: object) -> '_StandIn':
+        """Stand in for what a foreign function would have returned."""
+        return _StandIn()
 
     def __setstate__(self, state: object) -> None:
         """Forget the state."""

@@ -13,7 +13,7 @@ UV_INSTALL = UV_COMPILE_BYTECODE=1 $(BIN)/uv pip install \
 	--build-constraints constraints.txt
 SHELL := /bin/sh
 .DELETE_ON_ERROR:
-.PHONY: quickstart test lint package benchmark install constraints clean
+.PHONY: quickstart test lint package minimum benchmark install constraints clean
 
 ## Pre-train on the Landsat scene that the package ships (about 2 minutes on a CPU).
 quickstart: $(STAMP)
@@ -31,6 +31,12 @@ lint: $(STAMP)
 ## Build the wheel, try it in an empty environment, uninstall it without a trace.
 package: $(STAMP)
 	$(BIN)/python tests/package/check_wheel.py
+
+## The tests with the lowest versions that pyproject.toml allows.
+minimum: $(STAMP)
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python build/minimum
+	VIRTUAL_ENV=build/minimum $(UV_INSTALL) --resolution lowest-direct -e '.[dev]'
+	build/minimum/bin/pytest -n 2
 
 ## What the import hook costs.
 benchmark: $(STAMP)

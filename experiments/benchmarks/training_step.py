@@ -148,7 +148,8 @@ def main() -> None:
         f'{args.threads} threads, {args.device}; torch {torch.__version__}, '
         f'{platform.machine()}; {args.rounds} rounds in alternation'
     )
-    print(f'{"":24}{"median s":>10}{"min s":>10}{"max s":>10}{"ratio":>8}{"peak GiB":>10}')
+    columns = f'{"median s":>10}{"min s":>10}{"max s":>10}{"ratio":>8}{"peak GiB":>10}'
+    print(f'{"":24}{columns}')
     base = statistics.median(times['floor: backbones alone'])
     memory = {'step': peaks[0], 'step with views': peaks[1]}
     for name, seconds in times.items():

@@ -114,7 +114,7 @@ class TestResNet50:
             resnet.load_official_checkpoint(state)
 
     def test_other_backbone(self, resnet: CMID, swin_state: dict[str, Tensor]) -> None:
-        with pytest.raises(ValueError, match='unexpected: online_encoder.model.patch'):
+        with pytest.raises(ValueError, match='unexpected: online_encoder'):
             resnet.load_official_checkpoint(swin_state)
 
 
@@ -136,7 +136,7 @@ class TestSwinB:
     def test_patch_merging(
         self, swin: CMID, swin_state: dict[str, Tensor], stage: int
     ) -> None:
-        """mmcls unfolds neighbourhoods, timm concatenates them: same features."""
+        """What mmcls unfolds, timm concatenates: the features are the same."""
         prefix = f'branch_encoder.stages.{stage}.downsample.'
         channels = 128 * 2**stage
         x = torch.randn(2, 8, 8, channels)

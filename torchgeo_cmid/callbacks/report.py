@@ -27,7 +27,9 @@ class PretrainingReport(Callback):
     of the feature map as red, green and blue, laid over the first scene.
     """
 
-    def __init__(self, rgb_bands: list[int] | None = None, num_patches: int = 3) -> None:
+    def __init__(
+        self, rgb_bands: list[int] | None = None, num_patches: int = 3
+    ) -> None:
         """Initialize a new PretrainingReport instance.
 
         Args:
@@ -94,7 +96,9 @@ class PretrainingReport(Callback):
         draw_curves(self.curves).savefig(curve, dpi=120)
         scene = _read_scene(trainer.datamodule, pl_module)  # type: ignore[attr-defined]
         self._draw_picture(pl_module, scene).savefig(picture, dpi=120)
-        checkpoint = getattr(trainer.checkpoint_callback, 'best_model_path', '') or 'none'
+        checkpoint = (
+            getattr(trainer.checkpoint_callback, 'best_model_path', '') or 'none'
+        )
         print(f'checkpoint: {checkpoint}\nloss curve: {curve}\npicture:    {picture}')
 
     @torch.no_grad()
@@ -140,10 +144,14 @@ class PretrainingReport(Callback):
         """Show three bands of an image, (H, W, 3), within 2-98 % of a reference."""
         channels = len(image)
         bands = self.rgb_bands or ([0, 1, 2] if channels >= 3 else [0] * 3)
-        low, high = reference[bands].flatten(1).quantile(
-            torch.tensor([0.02, 0.98]).to(reference), dim=1
+        low, high = (
+            reference[bands]
+            .flatten(1)
+            .quantile(torch.tensor([0.02, 0.98]).to(reference), dim=1)
         )
-        stretched = (image[bands].permute(1, 2, 0) - low) / (high - low).clamp(min=1e-6)
+        stretched: Tensor = (image[bands].permute(1, 2, 0) - low) / (high - low).clamp(
+            min=1e-6
+        )
         return stretched.clamp(0, 1).cpu()
 
 
@@ -199,7 +207,8 @@ def principal_components(task: CMID, scene: Tensor, shifts: int = 16) -> Tensor:
     components = cells @ axes
     low, high = components.quantile(torch.tensor([0.02, 0.98]).to(components), dim=0)
     components = (components - low) / (high - low).clamp(min=1e-6)
-    return components.clamp(0, 1).view(height, width, 3).cpu()
+    colours: Tensor = components.clamp(0, 1).view(height, width, 3).cpu()
+    return colours
 
 
 def _read_scene(datamodule: Any, task: CMID, largest: int = 384) -> Tensor | None:
@@ -214,4 +223,5 @@ def _read_scene(datamodule: Any, task: CMID, largest: int = 384) -> Tensor | Non
         return None
     image: Tensor = dataset[Patch(0, 0, 0, side)]['image'].to(task.device)
     mean, std = datamodule.mean.to(image), datamodule.std.to(image)
-    return (image - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)
+    scene: Tensor = (image - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)
+    return scene

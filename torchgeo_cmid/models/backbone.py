@@ -89,8 +89,8 @@ class SpatialBackbone(nn.Module):
         feature_info = getattr(self.backbone, 'feature_info', None)
         if not feature_info:
             raise ValueError(
-                f"model='{model}' has no stem that CMID knows ({', '.join(_STEMS)}) and "
-                'no feature_info: the mask token can not be added to its features'
+                f"model='{model}' has no stem that CMID knows ({', '.join(_STEMS)}) "
+                'and no feature_info: the mask token can not be added to its features'
             )
         return str(feature_info[0]['module'])
 

@@ -180,7 +180,7 @@ def load_official_state(
                 path, map_location='cpu', weights_only=False, pickle_module=_StandIns
             )
     except pickle.UnpicklingError as error:
-        if weights_only and 'weights_only' in str(error).lower():
+        if weights_only and 'Unsupported global' in str(error):
             raise ValueError(
                 f"'{path}' pickles objects that are no tensors, as the published files "
                 'do. If you trust its source, pass weights_only=False: foreign classes '

@@ -54,6 +54,7 @@ class CMID(DistillationTask):
     """
 
     ignore = ('weights', 'augmentations')
+    _default_views: nn.Module | None = None
 
     def __init__(
         self,
@@ -226,10 +227,9 @@ class CMID(DistillationTask):
             Views, (B, C, S, S) each, masks of cells, (B, S/32, S/32) bool each, and
             grids, (B, h, w, 2) each, as :meth:`compute_losses` takes them.
         """
-        if self.augmentations is None:
-            self.augmentations = self._default_augmentations(images[0])
+        augmentations = self.augmentations or self._default_augmentations(images[0])
         with torch.autocast(self.device.type, enabled=False):
-            views, transforms = self.augmentations(images)
+            views, transforms = augmentations(images)
         size, ratio = self.hparams['size'], self.hparams['mask_ratio']
         batch_size = len(images[0])
         masks = (
@@ -243,7 +243,9 @@ class CMID(DistillationTask):
         return views, masks, grids
 
     def _default_augmentations(self, images: Tensor) -> nn.Module:
-        """Choose the recipe of the views from what is known of the values."""
+        """Choose the recipe of the views, once, from what is known of the values."""
+        if self._default_views is not None:
+            return self._default_views
         datamodule = getattr(self.trainer, 'datamodule', None)
         views, reason = default_views(
             self.hparams['size'],
@@ -253,7 +255,9 @@ class CMID(DistillationTask):
             observed=(float(images.min()), float(images.max())),
         )
         rank_zero_info(f'views: {reason}')
-        return views.to(self.device)
+        # no submodule: kornia's buffers are derived, a checkpoint must not hold them
+        self.__dict__['_default_views'] = views.to(self.device)
+        return views
 
     def compute_losses(
         self, views: Pair, masks: Pair, grids: Pair, *, teacher_temperature: float

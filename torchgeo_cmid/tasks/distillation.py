@@ -109,7 +109,8 @@ class DistillationTask(BaseTask):
         def factor(step: int) -> float:
             min_lr: float = self.hparams['min_lr']
             steps = self.total_steps, warmup_steps
-            return schedules.learning_rate(step, *steps, lr, min_lr) / lr
+            value = schedules.learning_rate(step, *steps, lr, min_lr)
+            return float(value / lr)
 
         optimizer = create_optimizer_v2(
             self.student,

@@ -1,0 +1,365 @@
+# Copyright (c) torchgeo-cmid Contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Whole runs through TorchGeo's own command, on generated imagery."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import nn
+from torchgeo.datasets import SSL4EOS12
+from torchgeo.main import main
+
+from tests.data.eurosat100.data import generate as generate_eurosat100
+from tests.data.geotiff.data import write_scene
+from tests.data.ssl4eo_s12.data import generate as generate_ssl4eo_s12
+from torchgeo_cmid import CMID
+from torchgeo_cmid.tasks.cmid import cmid
+
+CONF = Path(__file__).parents[1] / 'conf'
+GOLDEN_CURVE = CONF.parent / 'goldens' / 'loss_curve.json'
+
+
+@pytest.fixture(autouse=True)
+def in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def scenes(tmp_path: Path) -> Path:
+    """Two scenes of four bands in two CRSs."""
+    folder = tmp_path / 'scenes'
+    folder.mkdir()
+    write_scene(folder / 'a.tif', bands=4, size=160, seed=0)
+    write_scene(folder / 'b.tif', bands=4, size=160, crs='EPSG:32622', seed=1)
+    return folder
+
+
+def fit(*args: str, config: str = 'raster_folder') -> None:
+    main(['fit', '--config', str(CONF / f'{config}.yaml'), *args])
+
+
+def fit_scenes(folder: Path, *args: str) -> None:
+    fit('--data.init_args.paths', str(folder), *args)
+
+
+def log_of(version: int = 0) -> list[dict[str, str]]:
+    path = Path('logs', 'lightning_logs', f'version_{version}', 'metrics.csv')
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def column(name: str, version: int = 0) -> list[float]:
+    return [float(row[name]) for row in log_of(version) if row.get(name)]
+
+
+def checkpoint_of(version: int = 0) -> Path:
+    folder = Path('logs', 'lightning_logs', f'version_{version}', 'checkpoints')
+    return next(folder.glob('*.ckpt'))
+
+
+class TestRasterFolder:
+    def test_what_a_run_leaves(self, scenes: Path) -> None:
+        fit_scenes(scenes)
+        run = Path('logs', 'lightning_logs', 'version_0')
+        files = sorted(str(p.relative_to(run)) for p in run.rglob('*') if p.is_file())
+        assert files == [
+            'checkpoints/epoch=1-step=4.ckpt',
+            'config.yaml',
+            'hparams.yaml',
+            'metrics.csv',
+            'normalization.json',
+        ]
+
+        logged = set(log_of()[0])
+        parts = ('reconstruction', 'spatial', 'frequency', 'global', 'local', 'loss')
+        health = ('assignment_entropy', 'mean_assignment_entropy')
+        for name in parts + health:
+            assert {f'train_{name}', f'val_{name}'} <= logged
+        assert {'lr', 'momentum', 'teacher_temperature', 'data_wait'} <= logged
+        assert all(0 <= share <= 1 for share in column('data_wait'))
+        assert all(0 <= share <= 1 for share in column('train_assignment_entropy'))
+        assert all(1 <= rank <= 512 for rank in column('val_rank_me'))
+
+        checkpoint = torch.load(checkpoint_of(), weights_only=True)  # plain values only
+        assert checkpoint['hyper_parameters']['in_channels'] == 4
+        assert not any('augmentations' in name for name in checkpoint['state_dict'])
+        task = CMID.load_from_checkpoint(checkpoint_of())
+        assert torch.equal(
+            task.student.mask_token, checkpoint['state_dict']['student.mask_token']
+        )
+
+    def test_schedules(self, scenes: Path) -> None:
+        """Four steps in two epochs, warmed up over the first."""
+        fit_scenes(scenes, '--model.init_args.lr', '0.1')
+        factors = [
+            (1 + torch.cos(torch.pi * torch.tensor(n / 4))) / 2 for n in range(4)
+        ]
+        momentum = [1 - 0.004 * float(factor) for factor in factors]
+        assert column('momentum') == pytest.approx(momentum)
+        warmup = [0.01, 0.01 + 0.99 / 2, 1, 1]
+        lr = [
+            (1e-6 + (0.1 - 1e-6) * float(factor)) * warm
+            for factor, warm in zip(factors, warmup, strict=True)
+        ]
+        assert column('lr') == pytest.approx(lr)
+        assert column('teacher_temperature') == pytest.approx(
+            [0.04, 0.04, 0.04 + 0.03 / 49, 0.04 + 0.03 / 49]
+        )
+
+    def test_learning_rate_follows_the_batch(self, scenes: Path) -> None:
+        fit_scenes(scenes, '--trainer.accumulate_grad_batches', '2')
+        # 2 x 4 patches; two steps, the first of them warms up to the end
+        assert column('lr')[0] == pytest.approx(0.01 * 0.00625 * (8 / 256) ** 0.5)
+
+    def test_teacher_follows_after_the_step(self, scenes: Path) -> None:
+        """After one step the teacher is m of the start and 1 - m of the student."""
+        fit_scenes(
+            scenes, '--trainer.max_steps', '1', '--model.init_args.momentum', '0'
+        )
+        state = torch.load(checkpoint_of(), weights_only=True)['state_dict']
+        name = 'backbone.layer1.0.conv1.weight'
+        assert torch.equal(state[f'teacher.{name}'], state[f'student.{name}'])
+
+    def test_resume(self, scenes: Path) -> None:
+        """The schedules of a run that was stopped half-way go on where it was."""
+        fit_scenes(scenes, '--trainer.max_epochs', '2')
+        whole = torch.load(checkpoint_of(0), weights_only=True)
+
+        class Stop(Exception):
+            pass
+
+        hook = CMID.on_train_epoch_start
+        with pytest.MonkeyPatch.context() as patch:
+
+            def stop(task: CMID) -> None:
+                if task.current_epoch == 1:
+                    raise Stop
+                hook(task)
+
+            patch.setattr(CMID, 'on_train_epoch_start', stop)
+            with pytest.raises(Stop):
+                fit_scenes(scenes, '--trainer.max_epochs', '2')
+        fit_scenes(
+            scenes, '--trainer.max_epochs', '2', '--ckpt_path', str(checkpoint_of(1))
+        )
+        resumed = torch.load(checkpoint_of(2), weights_only=True)
+        assert column('lr', 0) == pytest.approx(column('lr', 1) + column('lr', 2))
+        assert column('momentum', 0) == pytest.approx(
+            column('momentum', 1) + column('momentum', 2)
+        )
+        assert whole['global_step'] == resumed['global_step'] == 4
+        assert whole['lr_schedulers'] == resumed['lr_schedulers']
+        optimizers = whole['optimizer_states'], resumed['optimizer_states']
+        rates = [[group['lr'] for group in o[0]['param_groups']] for o in optimizers]
+        assert rates[0] == rates[1]
+
+    def test_validation_is_on_fixed_views(self, scenes: Path) -> None:
+        """With a learning rate of 0 every epoch validates alike."""
+        fit_scenes(
+            scenes,
+            '--model.init_args.optimizer=sgd',
+            '--model.init_args.lr=1e-30',
+            '--model.init_args.min_lr=0',
+            '--model.init_args.local_branch=false',
+            '--model.init_args.global_branch=byol',
+            '--model.init_args.model=vit_tiny_patch16_224',
+        )
+        first, second = column('val_reconstruction')
+        assert first == second
+
+    def test_reproducible(self, scenes: Path) -> None:
+        fit_scenes(scenes)
+        fit_scenes(scenes)
+        fit_scenes(scenes, '--seed_everything', '1')
+        assert column('train_loss', 0) == column('train_loss', 1)
+        assert column('train_loss', 0) != column('train_loss', 2)
+
+    def test_alias(self, scenes: Path) -> None:
+        fit_scenes(scenes, '--model.class_path', 'CMID', '--trainer.fast_dev_run', '1')
+
+    def test_golden_curve(self, scenes: Path) -> None:
+        """Twenty steps in double precision: the first ten to 1e-3."""
+        torch.set_num_threads(1)
+        fit_scenes(
+            scenes, '--trainer.max_epochs', '10', '--trainer.precision', '64-true'
+        )
+        curve = column('train_loss')
+        assert len(curve) == 20
+        golden = json.loads(GOLDEN_CURVE.read_text())
+        assert curve[:10] == pytest.approx(golden[:10], rel=1e-3)
+
+
+class Identity(nn.Module):
+    """Augmentations that leave the patches alone."""
+
+    def forward(self, images: Any) -> Any:
+        transform = torch.eye(3).expand(len(images[0]), 3, 3)
+        return images, (transform, transform)
+
+
+class TestStockDataModules:
+    def fit(self, name: str, root: Path, *args: str) -> None:
+        fit(
+            '--data.class_path',
+            name,
+            f'--data.dict_kwargs.root={root}',
+            *args,
+            config='stock',
+        )
+
+    def test_eurosat100(self, tmp_path: Path) -> None:
+        generate_eurosat100(tmp_path / 'eurosat')
+        self.fit('EuroSAT100DataModule', tmp_path / 'eurosat')
+        assert len(column('train_loss')) == 2
+        assert len(column('val_loss')) == 1
+
+    def test_ssl4eo_s12(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Two seasons of 13 bands in one image become the two views."""
+        generate_ssl4eo_s12(tmp_path / 'ssl4eo')
+        monkeypatch.setattr(SSL4EOS12, '__len__', lambda self: 4)
+        seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+        draw_views = CMID.draw_views
+
+        def spy(task: CMID, images: Any) -> Any:
+            seen.append(images)
+            return draw_views(task, images)
+
+        monkeypatch.setattr(CMID, 'draw_views', spy)
+        self.fit(
+            'SSL4EOS12DataModule',
+            tmp_path / 'ssl4eo',
+            '--data.dict_kwargs.seasons=2',
+            '--data.init_args.batch_size=2',
+            '--trainer.limit_val_batches=0',
+        )
+        assert seen[0][0].shape[1] == seen[0][1].shape[1] == 13
+        assert not torch.equal(*seen[0])
+        assert len(column('train_loss')) == 2
+
+    def test_wrong_bands(self, tmp_path: Path) -> None:
+        generate_eurosat100(tmp_path / 'eurosat')
+        with pytest.raises(ValueError, match='the batch has 13 bands: in_channels=3'):
+            self.fit(
+                'EuroSAT100DataModule',
+                tmp_path / 'eurosat',
+                '--model.init_args.in_channels=3',
+            )
+
+    def test_custom_augmentations(self) -> None:
+        task = cmid(model='resnet18', size=64, queue_size=16, augmentations=Identity())
+        patches = torch.rand(2, 3, 64, 64)
+        views, _, grids = task.draw_views((patches, patches))
+        assert torch.equal(views[0], patches)
+        assert grids[0][0, 0, 0].tolist() == [15.5, 15.5]
+
+
+class TestBadInput:
+    def test_in_channels_disagree(self, scenes: Path) -> None:
+        message = 'in_channels=3 of the model, but RasterFolderDataModule gives 4 bands'
+        with pytest.raises(ValueError, match=message):
+            fit_scenes(scenes, '--model.init_args.in_channels=3')
+
+    def test_global_batch_of_one(self, scenes: Path) -> None:
+        with pytest.raises(ValueError, match='a global batch of one patch'):
+            fit_scenes(scenes, '--data.init_args.batch_size=1')
+
+    def test_last_batch_of_one(self) -> None:
+        task = cmid(model='resnet18', size=64, queue_size=16)
+        batch = {'image': torch.rand(1, 3, 64, 64)}
+        with pytest.raises(ValueError, match='drop the last batch'):
+            task.training_step(batch, 0)  # type: ignore[arg-type]
+
+    def test_run_without_end(self, scenes: Path) -> None:
+        with pytest.raises(ValueError, match='set max_epochs or max_steps'):
+            fit_scenes(scenes, '--trainer.max_epochs=-1')
+
+    def test_long_queue(self, scenes: Path) -> None:
+        with pytest.warns(UserWarning, match='queue_size=64 holds more keys than'):
+            fit_scenes(scenes, '--model.init_args.queue_size=64')
+
+    @pytest.mark.parametrize(
+        ('entropies', 'message'),
+        [((0.999, 0.999), 'gone uniform'), ((0.01, 0.05), 'has collapsed')],
+    )
+    def test_degenerate_assignments(
+        self, scenes: Path, entropies: tuple[float, float], message: str
+    ) -> None:
+        compute_losses = CMID.compute_losses
+
+        def degenerate(task: CMID, *args: Any, **kwargs: Any) -> Any:
+            losses = compute_losses(task, *args, **kwargs)
+            names = ('assignment_entropy', 'mean_assignment_entropy')
+            values = map(torch.tensor, entropies)
+            return losses | dict(zip(names, values, strict=True))
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(CMID, 'compute_losses', degenerate)
+            with pytest.warns(UserWarning, match=message):
+                fit_scenes(scenes, '--trainer.max_steps=1')
+
+    def test_collapse(self, scenes: Path) -> None:
+        """Features that are the same for every patch."""
+        forward = CMID.forward
+
+        def constant(task: CMID, x: torch.Tensor) -> torch.Tensor:
+            return torch.ones_like(forward(task, x))
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(CMID, 'forward', constant)
+            with pytest.warns(UserWarning, match='the features have collapsed'):
+                fit_scenes(scenes, '--trainer.max_steps=2')
+
+
+class TestWeights:
+    def test_from_a_checkpoint(self, scenes: Path, tmp_path: Path) -> None:
+        fit_scenes(scenes)
+        fit_scenes(
+            scenes,
+            f'--model.init_args.weights={checkpoint_of(0)}',
+            '--model.init_args.lr=1e-30',
+            '--trainer.max_steps=1',
+        )
+        first, second = (
+            torch.load(checkpoint_of(version), weights_only=True)['state_dict']
+            for version in (0, 1)
+        )
+        name = 'student.backbone.layer4.1.conv2.weight'
+        torch.testing.assert_close(first[name], second[name])
+
+    def test_from_a_state_dict(self, tmp_path: Path) -> None:
+        source = cmid(model='resnet18', size=64, queue_size=16)
+        path = tmp_path / 'backbone.pt'
+        torch.save(source.student.backbone.state_dict(), path)
+        task = cmid(model='resnet18', size=64, queue_size=16, weights=str(path))
+        for network in (task.student, task.teacher):
+            assert torch.equal(
+                network.backbone.conv1.weight, source.student.backbone.conv1.weight
+            )
+
+    def test_something_else(self, tmp_path: Path) -> None:
+        arguments: dict[str, Any] = {'model': 'resnet18', 'size': 64, 'queue_size': 16}
+        with pytest.raises(
+            ValueError, match="'nothing' is neither a file nor a weight"
+        ):
+            cmid(weights='nothing', **arguments)
+        torch.save({'state_dict': {'a': torch.zeros(1)}}, tmp_path / 'other.ckpt')
+        with pytest.raises(ValueError, match=r'other\.ckpt.*no checkpoint of CMID'):
+            cmid(weights=str(tmp_path / 'other.ckpt'), **arguments)
+        torch.save({'fc.weight': torch.zeros(1)}, tmp_path / 'fc.pt')
+        with pytest.raises(ValueError, match=r'(?s)missing: conv1.*unexpected: fc'):
+            cmid(weights=str(tmp_path / 'fc.pt'), **arguments)
+
+
+def test_steps_without_lightning_cli() -> None:
+    """Test and predict are open for what later callbacks do."""
+    task: LightningModule = cmid(model='resnet18', size=64, queue_size=16)
+    loader = torch.utils.data.DataLoader([{'image': torch.rand(3, 64, 64)}] * 2)
+    trainer = Trainer(logger=False, enable_progress_bar=False, accelerator='cpu')
+    trainer.test(task, loader)
+    trainer.predict(task, loader)

@@ -1,0 +1,61 @@
+# Copyright (c) torchgeo-cmid Contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Two gloo processes compute what one does, forward and gradient."""
+
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor
+
+from torchgeo_cmid.distributed import gather_batch, global_mean, world_size
+from torchgeo_cmid.losses import FrequencyLoss, PrototypeDistillation, QueueInfoNCE
+
+SIZE = 2
+
+
+def batch() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(2, 4, 3, 8, 8, generator=generator, dtype=torch.float64)
+    return x, y
+
+
+def compute(x: Tensor, y: Tensor) -> dict[str, Tensor]:
+    """Everything that is defined over the global batch."""
+    torch.manual_seed(0)
+    weight = torch.ones(3, 1, 1, dtype=torch.float64, requires_grad=True)
+    loss = FrequencyLoss()(x * weight, y, torch.ones(len(x), 1, 8, 8).double())
+    loss.backward()
+    assert weight.grad is not None
+    contrastive = QueueInfoNCE(3, 10)
+    contrastive.enqueue(x.mean((2, 3)).float(), y.mean((2, 3)).float())
+    distillation = PrototypeDistillation(3)
+    distillation.update_center(x.mean((2, 3)))
+    return {
+        'loss': loss.detach(),
+        'grad': global_mean(weight.grad),  # as DistributedDataParallel does
+        'queue': contrastive.queue,
+        'center': distillation.center,
+        'gathered': gather_batch(x),
+    }
+
+
+def work(rank: int, folder: str) -> None:
+    dist.init_process_group(
+        'gloo', init_method=f'file://{folder}/store', rank=rank, world_size=SIZE
+    )
+    assert world_size() == SIZE
+    x, y = (tensor.chunk(SIZE)[rank] for tensor in batch())
+    torch.save(compute(x, y), f'{folder}/{rank}.pt')
+    dist.destroy_process_group()
+
+
+def test_two_processes_equal_one(tmp_path: Path) -> None:
+    expected = compute(*batch())
+    mp.spawn(work, (str(tmp_path),), nprocs=SIZE)
+    for rank in range(SIZE):
+        result = torch.load(tmp_path / f'{rank}.pt')
+        for name, value in expected.items():
+            torch.testing.assert_close(result[name], value, msg=f'{name} of {rank}')

@@ -275,6 +275,15 @@ class TestBadInput:
         with pytest.raises(ValueError, match='drop the last batch'):
             task.training_step(batch, 0)  # type: ignore[arg-type]
 
+    def test_loader_without_batch_size(self) -> None:
+        task = cmid(model='resnet18', size=64, queue_size=16)
+        trainer = Trainer(
+            logger=False, max_epochs=1, enable_progress_bar=False, accelerator='cpu'
+        )
+        loader = torch.utils.data.DataLoader([torch.zeros(1)] * 2, batch_size=None)
+        with pytest.raises(ValueError, match='DataLoader has no batch_size'):
+            trainer.fit(task, loader)
+
     def test_run_without_end(self, scenes: Path) -> None:
         with pytest.raises(ValueError, match='set max_epochs or max_steps'):
             fit_scenes(scenes, '--trainer.max_epochs=-1')

@@ -272,7 +272,10 @@ class DistillationTask(BaseTask):
                 getattr(loader, 'batch_sampler', None), 'batch_size', 0
             )
         if not batch_size:
-            raise ValueError('lr=None needs a data loader with a batch size: set lr')
+            raise ValueError(
+                f'{type(loader).__name__} has no batch_size: CMID needs to know the '
+                'number of patches in a batch'
+            )
         return int(batch_size) * self.trainer.world_size
 
     def _check_batches(self, batches: float) -> None:

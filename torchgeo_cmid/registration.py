@@ -5,16 +5,19 @@
 
 TorchGeo's command line finds a task or a data module by its class name, among the
 subclasses of ``BaseTask`` and ``BaseDataModule`` that have been imported: there it is
-enough to import ours.
+enough to import ours. Models and weights go into the tables of TorchGeo, timm and smp,
+and three functions of TorchGeo, that refuse them, are wrapped.
 """
 
-import importlib
+import difflib
+import functools
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
-# The modules of TorchGeo that get something from us -> the module that brings it.
-HOSTS = {
-    'torchgeo.datamodules': 'torchgeo_cmid.datamodules',
-    'torchgeo.tasks': 'torchgeo_cmid.tasks',
-}
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from torchvision.models._api import WeightsEnum
 
 
 def register(host: str) -> None:
@@ -23,4 +26,130 @@ def register(host: str) -> None:
     Args:
         host: Full name of the module, one of ``HOSTS``, which must have run to its end.
     """
-    importlib.import_module(HOSTS[host])
+    HOSTS[host]()
+
+
+def _register_datamodules() -> None:
+    """Let the command line find our data modules."""
+    from . import datamodules  # noqa: F401
+
+
+def _register_models() -> None:
+    """Put models and weights into the tables of TorchGeo, timm and smp."""
+    import segmentation_models_pytorch as smp  # type: ignore[import-untyped]
+    import timm
+    from torchgeo.models import api
+
+    from .models import published, transfer
+
+    for model, weights in (
+        (transfer.cmid_resnet50, published.CMIDResNet50_Weights),
+        (transfer.cmid_swin_b, published.CMIDSwinB_Weights),
+    ):
+        name = model.__name__
+        api._model[name] = model
+        api._model_weights[model] = api._model_weights[name] = weights
+        if not timm.is_model(name):
+            timm.models.register_model(model)
+        smp.encoders.encoders[name] = {
+            'encoder': transfer.ENCODERS[name],
+            'pretrained_settings': {},
+            'params': {},
+        }
+    _wrap(_get_weight, api, sys.modules['torchgeo.models'])
+
+
+def _register_tasks() -> None:
+    """Let the command line find our tasks, and stock tasks load our weights."""
+    from torchgeo.tasks import utils
+
+    from . import tasks  # noqa: F401
+
+    _wrap(_load_state_dict, utils)
+    _wrap(_extract_backbone, utils)
+
+
+# The modules of TorchGeo that get something from us -> what brings it.
+HOSTS: dict[str, Callable[[], None]] = {
+    'torchgeo.models': _register_models,
+    'torchgeo.datamodules': _register_datamodules,
+    'torchgeo.tasks': _register_tasks,
+}
+
+
+def _wrap(wrapper: Callable[..., Any], *modules: Any) -> None:
+    """Wrap a function of other modules, once.
+
+    Args:
+        wrapper: Takes the function and then its arguments; named as it is, after a _.
+        *modules: Where the function is known.
+    """
+    name = wrapper.__name__.removeprefix('_')
+    original = getattr(modules[0], name)
+    if hasattr(original, 'wrapped_by_torchgeo_cmid'):
+        return
+
+    @functools.wraps(original)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        return wrapper(original, *args, **kwargs)
+
+    wrapped.wrapped_by_torchgeo_cmid = True  # type: ignore[attr-defined]
+    for module in modules:
+        setattr(module, name, wrapped)
+
+
+def _get_weight(original: Callable[[str], 'WeightsEnum'], name: str) -> 'WeightsEnum':
+    """List near names where TorchGeo knows no weights of a name."""
+    from torchgeo.models.api import _model_weights
+
+    try:
+        return original(name)
+    except ValueError as error:
+        names = {
+            str(weight)
+            for model, weights in _model_weights.items()
+            if isinstance(model, str)
+            for weight in weights
+        }
+        near = difflib.get_close_matches(str(name), sorted(names), cutoff=0.4)
+        hint = f'; did you mean {", ".join(near)}?' if near else ''
+        raise ValueError(f'{error}{hint}') from None
+
+
+def _load_state_dict(
+    original: Callable[..., tuple[list[str], list[str]]],
+    model: 'nn.Module',
+    state_dict: dict[str, 'Tensor'],
+) -> tuple[list[str], list[str]]:
+    """Load strictly into the models of ours; TorchGeo fails on a Swin's classifier."""
+    from torchgeo.tasks.utils import _get_input_layer_name_and_module
+
+    from .models.weights import load_strictly
+
+    if hasattr(model, 'input_normalization'):
+        name = model.pretrained_cfg['architecture']  # type: ignore[index]
+        return load_strictly(model, state_dict, f'weights of {name}'), []
+    stem = f'{_get_input_layer_name_and_module(model)[0]}.weight'
+    if stem not in state_dict:
+        raise ValueError(
+            f'the weights have no tensor {stem}: they belong to another backbone than '
+            f'{type(model).__name__}; theirs begin with {", ".join([*state_dict][:3])}'
+        )
+    return original(model, state_dict)
+
+
+def _extract_backbone(
+    original: Callable[[str], tuple[str, dict[str, 'Tensor']]], path: str
+) -> tuple[str, dict[str, 'Tensor']]:
+    """Read files that TorchGeo has no layout for: of ours, and the published ones."""
+    from .models.files import read_weights
+    from .models.weights import extract_backbone, is_ours
+
+    checkpoint = read_weights(path)
+    if is_ours(checkpoint):
+        name = str(checkpoint['hyper_parameters']['model'])
+    elif isinstance(checkpoint, dict) and 'hyper_parameters' not in checkpoint:
+        name = ''
+    else:
+        return original(path)
+    return name, extract_backbone(checkpoint, path)

@@ -191,7 +191,9 @@ class TestFiles:
     ) -> None:
         path = tmp_path / 'page.pth'
         path.write_text('<html>404</html>')
-        with pytest.raises(ValueError, match=r'page\.pth.*no PyTorch checkpoint'):
+        with pytest.raises(
+            ValueError, match=r'page\.pth.*(no PyTorch checkpoint|web page)'
+        ):
             task.load_official_checkpoint(path, weights_only=weights_only)
 
     def test_something_else(self, tmp_path: Path, task: CMID) -> None:

@@ -4,15 +4,23 @@
 """The published checkpoints: safe to read, strictly accounted for, in timm's names."""
 
 import os
-import pickle
 import re
 from collections.abc import Mapping
 from typing import Any
 
+import timm
 import torch
 from torch import Tensor
 
+from .files import read_weights
+
 StateDict = dict[str, Tensor]
+
+# A tensor that only this published backbone has -> timm's name of the backbone
+OFFICIAL_BACKBONES = {
+    'conv1.weight': 'resnet50',
+    'patch_embed.projection.weight': 'swin_base_patch4_window7_224',
+}
 
 # timm's name of a Swin tensor -> its name in mmcls, which the authors built upon
 _MMCLS_NAMES = (
@@ -120,7 +128,7 @@ def convert_official_checkpoint(
         ValueError: If a tensor is missing, unexpected or of another shape; all are
             named.
     """
-    expected: dict[str, str | None] = {}  # official name -> ours, None: not needed
+    names: dict[str, str] = {}  # official name -> ours
     for name in reference:
         try:
             official = official_name(name)
@@ -129,10 +137,81 @@ def convert_official_checkpoint(
                 f'a published state has no {name}: it was trained with all branches '
                 "on and global_branch='moco'"
             ) from None
-        expected[official] = name
-        if official.endswith('.relative_position_bias_table'):  # timm derives the index
-            expected[official.replace('_bias_table', '_index')] = None
+        names[official] = name
+    return _account(
+        state_dict,
+        _expect(names),
+        reference,
+        'this is no full CMID pre-training state for this model',
+    )
 
+
+def convert_official_backbone(state_dict: Mapping[str, Tensor]) -> StateDict:
+    """Bring a published backbone into timm's names.
+
+    Args:
+        state_dict: The authors' tensors: of a ResNet-50, or of a Swin-B by the names of
+            mmcls.
+
+    Returns:
+        The state dict of timm's ``resnet50`` or ``swin_base_patch4_window7_224``
+        without a classifier.
+
+    Raises:
+        ValueError: If it is neither, or if a tensor is missing, unexpected or of
+            another shape; all are named.
+    """
+    model = next(
+        (OFFICIAL_BACKBONES[n] for n in OFFICIAL_BACKBONES if n in state_dict), ''
+    )
+    if not model:
+        raise ValueError(
+            'this is no published backbone: it has neither of the tensors '
+            + ' and '.join(OFFICIAL_BACKBONES)
+        )
+    with torch.device('meta'):
+        reference = timm.create_model(model, num_classes=0).state_dict()
+    expected = {
+        official: name
+        for official, name in _expect(
+            {official_backbone_name(name): name for name in reference}
+        ).items()
+        if name is not None or official in state_dict  # files without an index occur
+    }
+    return _account(
+        state_dict, expected, reference, f'this is no published backbone for {model}'
+    )
+
+
+def _expect(names: Mapping[str, str]) -> dict[str, str | None]:
+    """Add what a published state holds and timm derives, as None: it is not needed."""
+    expected: dict[str, str | None] = dict(names)
+    for official in names:
+        if official.endswith('.relative_position_bias_table'):
+            expected[official.replace('_bias_table', '_index')] = None
+    return expected
+
+
+def _account(
+    state_dict: Mapping[str, Tensor],
+    expected: Mapping[str, str | None],
+    reference: Mapping[str, Tensor],
+    refusal: str,
+) -> StateDict:
+    """Convert a published state, with every tensor accounted for.
+
+    Args:
+        state_dict: The published tensors.
+        expected: Published name -> name here, None for what is not needed.
+        reference: State dict that gives the shapes here.
+        refusal: How an error begins.
+
+    Returns:
+        A state dict with the names of *reference*.
+
+    Raises:
+        ValueError: If a tensor is missing, unexpected or of another shape.
+    """
     problems = [f'missing: {name}' for name in expected if name not in state_dict]
     problems += [f'unexpected: {name}' for name in state_dict if name not in expected]
     converted: StateDict = {}
@@ -148,10 +227,7 @@ def convert_official_checkpoint(
             continue
         converted[ours] = from_patch_merging_order(ours, tensor).reshape(target.shape)
     if problems:
-        raise ValueError(
-            'this is no full CMID pre-training state for this model:\n  '
-            + '\n  '.join(problems)
-        )
+        raise ValueError(f'{refusal}:\n  ' + '\n  '.join(problems))
     return converted
 
 
@@ -162,9 +238,7 @@ def load_official_state(
 
     Args:
         path: The file.
-        weights_only: Refuse a file that pickles anything but tensors and plain values.
-            The published files do pickle foreign classes: with False these are replaced
-            by empty stand-ins, no code of theirs is imported or run.
+        weights_only: See :func:`~torchgeo_cmid.models.files.read_weights`.
 
     Returns:
         The tensors under the key ``model``.
@@ -172,24 +246,7 @@ def load_official_state(
     Raises:
         ValueError: If the file is no checkpoint, or unsafe while *weights_only*.
     """
-    try:
-        if weights_only:
-            checkpoint = torch.load(path, map_location='cpu', weights_only=True)
-        else:
-            checkpoint = torch.load(
-                path, map_location='cpu', weights_only=False, pickle_module=_StandIns
-            )
-    except pickle.UnpicklingError as error:
-        if weights_only and 'Unsupported global' in str(error):
-            raise ValueError(
-                f"'{path}' pickles objects that are no tensors, as the published files "
-                'do. If you trust its source, pass weights_only=False: foreign classes '
-                'are then replaced by empty stand-ins.'
-            ) from error
-        raise ValueError(f"'{path}' is no PyTorch checkpoint: {error}") from error
-    except (RuntimeError, EOFError) as error:
-        raise ValueError(f"'{path}' is no PyTorch checkpoint: {error}") from error
-    return unwrap_state(checkpoint, str(path))
+    return unwrap_state(read_weights(path, weights_only), str(path))
 
 
 def unwrap_state(checkpoint: Any, source: str) -> StateDict:
@@ -216,46 +273,3 @@ def unwrap_state(checkpoint: Any, source: str) -> StateDict:
             f'{source} holds no state dict: {strangers[:5]} are no tensors'
         )
     return dict(state)
-
-
-class _StandIn(dict[Any, Any]):
-    """Takes the place of a foreign object; keeps nothing and does nothing."""
-
-    def __init__(self, *args: object, **kwargs: object) -> None:
-        super().__init__()
-
-    def __call__(self, *args: object, **kwargs: object) -> '_StandIn':
-        """Stand in for what a foreign function would have returned."""
-        return _StandIn()
-
-    def __setstate__(self, state: object) -> None:
-        """Forget the state."""
-
-    def append(self, item: object) -> None:
-        """Forget the item."""
-
-    def extend(self, items: object) -> None:
-        """Forget the items."""
-
-
-# Storages are resolved by torch.load itself
-_TENSOR_GLOBALS = {
-    'collections': {'OrderedDict'},
-    'torch': {'Size', 'device'},
-    'torch._utils': {'_rebuild_parameter', '_rebuild_tensor', '_rebuild_tensor_v2'},
-}
-
-
-class _StandIns:
-    """A pickle module for :func:`torch.load` that resolves tensors and nothing else."""
-
-    class Unpickler(pickle.Unpickler):
-        """Unpickler that resolves what a tensor needs and stands in for the rest."""
-
-        def find_class(self, module: str, name: str) -> Any:
-            """Resolve a global of the pickle."""
-            if name in _TENSOR_GLOBALS.get(module, ()):
-                return super().find_class(module, name)
-            return _StandIn
-
-    load = staticmethod(pickle.load)

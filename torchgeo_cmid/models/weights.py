@@ -5,12 +5,19 @@
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
-from torchgeo.models import get_weight
 from torchvision.models._api import WeightsEnum
+
+from .bands import adapt_stem
+from .files import read_weights
+from .official import StateDict, convert_official_backbone, unwrap_state
+
+Network = Literal['student', 'teacher']
+
+# Where a full published state holds the networks, see official.py
+_OFFICIAL_PREFIXES = {'student': 'online_encoder.model.', 'teacher': 'branch_encoder.'}
 
 
 def load_backbone(backbone: nn.Module, weights: WeightsEnum | str) -> None:
@@ -18,60 +25,166 @@ def load_backbone(backbone: nn.Module, weights: WeightsEnum | str) -> None:
 
     Args:
         backbone: The timm model.
-        weights: A weight enum of TorchGeo, its name, or the path to a file that holds
-            the model's state dict or a checkpoint of a CMID task.
+        weights: A weight enum of TorchGeo, its name, or a file, see
+            :func:`read_backbone`.
 
     Raises:
         ValueError: If there is no such weight or file, or if a tensor is missing,
             unexpected or of another shape; all are named.
     """
-    if isinstance(weights, WeightsEnum):
-        state = weights.get_state_dict(
-            progress=True, check_hash=True, weights_only=True
-        )
-    elif os.path.exists(weights):
-        state = _read(weights)
-    else:
+    load_strictly(backbone, get_state_dict(weights), str(weights))
+
+
+def get_state_dict(weights: WeightsEnum | str) -> StateDict:
+    """Get the tensors of a weight of TorchGeo, or of a file.
+
+    Args:
+        weights: A weight enum of TorchGeo, its name, or a file, see
+            :func:`read_backbone`.
+
+    Returns:
+        The backbone's state dict.
+
+    Raises:
+        ValueError: If there is no such weight or file.
+    """
+    from torchgeo.models import get_weight  # it imports us, see registration.py
+
+    if isinstance(weights, str):
+        if os.path.exists(weights):
+            return read_backbone(weights)
         try:
-            weight = get_weight(weights)
+            weights = get_weight(weights)
         except ValueError as error:
             raise ValueError(
-                f"weights='{weights}' is neither a file nor a weight of TorchGeo"
+                f"weights='{weights}' is neither a file nor a weight of TorchGeo: "
+                f'{error}'
             ) from error
-        state = weight.get_state_dict(progress=True, check_hash=True, weights_only=True)
-    load_strictly(backbone, state, str(weights))
-
-
-def _read(path: str) -> Mapping[str, Tensor]:
-    """Read the tensors of a backbone from a file."""
-    checkpoint: Any = torch.load(path, map_location='cpu', weights_only=True)
-    if 'state_dict' in checkpoint:  # of Lightning
-        prefix = 'student.backbone.'
-        checkpoint = {
-            name.removeprefix(prefix): tensor
-            for name, tensor in checkpoint['state_dict'].items()
-            if name.startswith(prefix)
-        }
-        if not checkpoint:
-            raise ValueError(f"'{path}' is no checkpoint of CMID: it has no student")
-    state: Mapping[str, Tensor] = checkpoint
+    state: StateDict = weights.get_state_dict(
+        progress=True, check_hash=True, weights_only=True
+    )
     return state
 
 
-def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Load a state dict, with every tensor accounted for.
+def is_ours(checkpoint: Any) -> bool:
+    """Tell a Lightning checkpoint of a task of ours from one of TorchGeo's.
 
     Args:
-        model: The model.
+        checkpoint: What a file holds.
+
+    Returns:
+        Whether it has a student.
+    """
+    state = checkpoint.get('state_dict') if isinstance(checkpoint, Mapping) else None
+    return isinstance(state, Mapping) and any(
+        name.startswith('student.backbone.') for name in state
+    )
+
+
+def read_backbone(
+    path: str | os.PathLike[str],
+    *,
+    network: Network = 'student',
+    weights_only: bool = True,
+) -> StateDict:
+    """Read the tensors of a backbone from a file.
+
+    Args:
+        path: A checkpoint of our task, a published file (backbone or full), a file of
+            :func:`~torchgeo_cmid.models.export_backbone`, or a plain state dict by
+            timm's names.
+        network: Which network of a checkpoint or full state.
+        weights_only: See :func:`~torchgeo_cmid.models.files.read_weights`.
+
+    Returns:
+        The tensors by timm's names.
+
+    Raises:
+        ValueError: If the file holds no backbone.
+    """
+    return extract_backbone(read_weights(path, weights_only), str(path), network)
+
+
+def extract_backbone(
+    checkpoint: Any, source: str, network: Network = 'student'
+) -> StateDict:
+    """Find the tensors of a backbone in what a file holds.
+
+    Args:
+        checkpoint: What the file holds.
+        source: What to call it in an error.
+        network: Which network of a checkpoint or full state.
+
+    Returns:
+        The tensors by timm's names.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    if isinstance(checkpoint, Mapping) and 'state_dict' in checkpoint:
+        if 'hyper_parameters' in checkpoint and not is_ours(checkpoint):
+            raise ValueError(f"'{source}' is no checkpoint of CMID: it has no student")
+        checkpoint = checkpoint['state_dict']
+    state = unwrap_state(checkpoint, f"'{source}'")
+    prefixes = (f'{network}.backbone.', _OFFICIAL_PREFIXES[network], 'backbone.')
+    for prefix in prefixes:
+        if any(name.startswith(prefix) for name in state):
+            state = {
+                name.removeprefix(prefix): tensor
+                for name, tensor in state.items()
+                if name.startswith(prefix)
+            }
+            break
+    if 'patch_embed.projection.weight' in state:  # a Swin by the names of mmcls
+        return convert_official_backbone(state)
+    return state
+
+
+def load_strictly(
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    source: str,
+    *,
+    two_dates: bool = False,
+    excused: tuple[str, ...] = (),
+) -> list[str]:
+    """Load a state dict, with every tensor accounted for.
+
+    A classifier is left out, or left as it is, where only one side has one, and the
+    stem is adapted to the model's bands, see
+    :func:`~torchgeo_cmid.models.bands.adapt_stem`.
+
+    Args:
+        model: A timm model.
         state: Its tensors by name.
         source: What to call the state in an error.
+        two_dates: Whether twice as many bands are two dates of one place.
+        excused: Prefixes of tensors of *state* that the model may lack.
+
+    Returns:
+        The names of the model's tensors that were not loaded: of its classifier.
 
     Raises:
         ValueError: If a tensor is missing, unexpected or of another shape; all are
             named, and the model is left as it was.
     """
     expected = model.state_dict()
-    problems = [f'missing: {name}' for name in expected if name not in state]
+    config: Any = getattr(model, 'pretrained_cfg', None) or {}
+    classifier = _prefixes(config.get('classifier'))
+    state = {
+        name: tensor
+        for name, tensor in state.items()
+        if not name.startswith((*classifier, *excused))
+        or (name in expected and expected[name].shape == tensor.shape)
+    }
+    for prefix in _prefixes(config.get('first_conv')):
+        stem = f'{prefix}weight'
+        if stem in state and stem in expected:
+            channels = expected[stem].shape[1]
+            state[stem] = adapt_stem(state[stem], channels, f"'{source}'", two_dates)
+
+    head = [n for n in expected if n.startswith(classifier) and n not in state]
+    problems = [f'missing: {n}' for n in expected if n not in state and n not in head]
     problems += [f'unexpected: {name}' for name in state if name not in expected]
     problems += [
         f'shape {tuple(state[name].shape)} does not fit {tuple(tensor.shape)}: {name}'
@@ -79,7 +192,17 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str) ->
         if name in state and state[name].shape != tensor.shape
     ]
     if problems:
-        raise ValueError(
-            f"'{source}' does not fit this backbone:\n  " + '\n  '.join(problems)
-        )
-    model.load_state_dict(dict(state))
+        what = 'does not fit this backbone'
+        if 2 * len(state.keys() & expected.keys()) < len(expected):
+            what += (
+                ', most of its tensors are not even named as those of the timm model'
+            )
+        raise ValueError(f"'{source}' {what}:\n  " + '\n  '.join(problems))
+    nn.Module.load_state_dict(model, state, strict=False)  # encoders have their own
+    return head
+
+
+def _prefixes(names: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """Turn names of modules into prefixes of their tensors."""
+    names = (names,) if isinstance(names, str) else names or ()
+    return tuple(f'{name}.' for name in names)

@@ -1,8 +1,9 @@
 # Copyright (c) torchgeo-cmid Contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""CMID as a TorchGeo task."""
+"""CMID as a TorchGeo task, and object detection on its backbones."""
 
 from .cmid import CMID
+from .detection import CMIDObjectDetection
 
-__all__ = ('CMID',)
+__all__ = ('CMID', 'CMIDObjectDetection')

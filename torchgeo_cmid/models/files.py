@@ -1,0 +1,108 @@
+# Copyright (c) torchgeo-cmid Contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Reads a file of weights safely: no code that it pickles is ever run."""
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+
+def read_weights(path: str | os.PathLike[str], weights_only: bool = True) -> Any:
+    """Read a file that holds tensors.
+
+    Args:
+        path: The file: of :func:`torch.save`, or with the suffix ``.safetensors``.
+        weights_only: Refuse a file that pickles anything but tensors and plain values.
+            The full published files do pickle foreign classes: with False these are
+            replaced by empty stand-ins, no code of theirs is imported or run.
+
+    Returns:
+        What the file holds, on the CPU.
+
+    Raises:
+        ValueError: If the file is a web page, truncated or something else, or if it is
+            unsafe while *weights_only*.
+    """
+    with Path(path).open('rb') as file:
+        start = file.read(512).lstrip()
+    if start.startswith(b'<'):
+        raise ValueError(
+            f"'{path}' is a web page, no weights: the link it was fetched from has "
+            'died. Remove it, and fetch the file from another place'
+        )
+    try:
+        if Path(path).suffix == '.safetensors':
+            return load_file(path)
+        if weights_only:
+            return torch.load(path, map_location='cpu', weights_only=True)
+        return torch.load(
+            path, map_location='cpu', weights_only=False, pickle_module=_StandIns
+        )
+    except pickle.UnpicklingError as error:
+        if weights_only and 'Unsupported' in str(error):
+            raise ValueError(
+                f"'{path}' pickles objects that are no tensors, as the full published "
+                'files do. If you trust its source, read it once with '
+                'weights_only=False, by CMID.load_official_checkpoint or by '
+                'torchgeo_cmid.models.export_backbone: foreign classes are then '
+                'replaced by empty stand-ins.'
+            ) from error
+        raise _no_checkpoint(path, error) from error
+    except (RuntimeError, EOFError, SafetensorError) as error:
+        raise _no_checkpoint(path, error) from error
+
+
+def _no_checkpoint(path: str | os.PathLike[str], error: Exception) -> ValueError:
+    """Say that a file can not be read."""
+    return ValueError(
+        f"'{path}' is no PyTorch checkpoint, or only a part of one: {error}"
+    )
+
+
+class _StandIn(dict[Any, Any]):
+    """Takes the place of a foreign object; keeps nothing and does nothing."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        super().__init__()
+
+    def __call__(self, *args: object, **kwargs: object) -> '_StandIn':
+        """Stand in for what a foreign function would have returned."""
+        return _StandIn()
+
+    def __setstate__(self, state: object) -> None:
+        """Forget the state."""
+
+    def append(self, item: object) -> None:
+        """Forget the item."""
+
+    def extend(self, items: object) -> None:
+        """Forget the items."""
+
+
+# Storages are resolved by torch.load itself
+_TENSOR_GLOBALS = {
+    'collections': {'OrderedDict'},
+    'torch': {'Size', 'device'},
+    'torch._utils': {'_rebuild_parameter', '_rebuild_tensor', '_rebuild_tensor_v2'},
+}
+
+
+class _StandIns:
+    """A pickle module for :func:`torch.load` that resolves tensors and nothing else."""
+
+    class Unpickler(pickle.Unpickler):
+        """Unpickler that resolves what a tensor needs and stands in for the rest."""
+
+        def find_class(self, module: str, name: str) -> Any:
+            """Resolve a global of the pickle."""
+            if name in _TENSOR_GLOBALS.get(module, ()):
+                return super().find_class(module, name)
+            return _StandIn
+
+    load = staticmethod(pickle.load)

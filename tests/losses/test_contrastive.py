@@ -3,6 +3,7 @@
 
 """InfoNCE and its queue against the published implementation; BYOL by its formula."""
 
+import pytest
 import torch
 import torch.nn.functional as F
 
@@ -23,6 +24,53 @@ class TestQueueInfoNCE:
         assert query.grad is not None
         assert_relative(query.grad, golden['grad_query'], 1e-4)
         assert torch.equal(criterion.queue, golden['queue'])
+
+    def test_double_precision(self) -> None:
+        """Value and gradient of the plain cross-entropy, to rounding."""
+        torch.manual_seed(0)
+        criterion = QueueInfoNCE(8, 20).double()
+        q, key = F.normalize(torch.randn(2, 5, 8, dtype=torch.float64), dim=-1)
+        query, reference = q.clone().requires_grad_(), q.clone().requires_grad_()
+        criterion(query, key).backward()
+        positive = (reference * key).sum(dim=1, keepdim=True)
+        logits = torch.cat([positive, reference @ criterion.queue], dim=1) / 0.2
+        expected = F.cross_entropy(logits, torch.zeros(5, dtype=torch.long))
+        expected.backward()
+        torch.testing.assert_close(criterion(q, key), expected.detach())
+        torch.testing.assert_close(query.grad, reference.grad)
+        assert torch.autograd.gradcheck(criterion, (query, key))
+
+    def test_enqueue_before_backward(self) -> None:
+        """The queue is written in place, and the gradient is still the old queue's."""
+        torch.manual_seed(0)
+        criterion = QueueInfoNCE(8, 20)
+        storage = criterion.queue.data_ptr()
+        q, key = F.normalize(torch.randn(2, 5, 8), dim=-1)
+        gradients = []
+        for enqueue_first in (False, True):
+            query = q.clone().requires_grad_()
+            loss = criterion(query, key)
+            if enqueue_first:
+                criterion.enqueue(*key.expand(4, -1, -1))  # all of the queue
+            loss.backward()
+            gradients.append(query.grad)
+        assert criterion.queue.data_ptr() == storage
+        torch.testing.assert_close(criterion.queue[:, :5], key.T)
+        assert torch.equal(*gradients)
+
+    @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+    def test_autocast(self, dtype: torch.dtype) -> None:
+        """Also of embeddings that come as zeros, or in half precision."""
+        torch.manual_seed(0)
+        criterion = QueueInfoNCE(8, 20, temperature=0.01)
+        q, key = F.normalize(torch.randn(2, 5, 8), dim=-1)
+        for scale in (0, 1):
+            query = (scale * q).to(dtype).requires_grad_()
+            with torch.autocast('cpu', dtype):
+                loss = criterion(query, key.to(dtype))
+            loss.backward()
+            assert torch.isfinite(loss)
+            assert torch.isfinite(query.grad).all()
 
     def test_starts_with_unit_keys(self) -> None:
         queue = QueueInfoNCE(16, 32).queue

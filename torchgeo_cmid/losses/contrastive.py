@@ -3,18 +3,47 @@
 
 """The global losses of CMID: InfoNCE against a queue, and BYOL without one."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from ..distributed import gather_batch
+
+
+class _QueueLogSumExp(torch.autograd.Function):
+    """lse_i = log sum_k exp(q_i . queue_k / T), with its gradient made on the spot.
+
+    Autograd would keep the queue, 64 MiB by default, and all logits for the backward
+    pass. The gradient, softmax @ queue^T / T, is as small as the queries, and once it
+    is there the queue may change.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, queue: Tensor, temperature: float) -> Tensor:
+        logits = (query @ queue).div_(temperature)  # (B, K)
+        lse = logits.logsumexp(dim=1)
+        if ctx.needs_input_grad[0]:
+            assignments = logits.sub_(lse[:, None]).exp_()
+            ctx.save_for_backward(assignments @ queue.T / temperature)  # (B, dim)
+        return lse
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return grad[:, None] * gradient, None, None
 
 
 class QueueInfoNCE(nn.Module):
     """Plain InfoNCE of queries and keys against a queue of earlier keys.
 
     Cross-entropy of (q k+, q k-) / T, k- being the columns of the queue as they are;
-    no factor 2T.
+    no factor 2T. With lse, the log-sum-exp of q k- / T over the queue, that is
+
+        softplus(lse - q k+ / T)
 
     Source: `MoCo <https://arxiv.org/abs/1911.05722>`__, section 3.2, as used in
     section III-C of `CMID <https://arxiv.org/abs/2304.09670>`__.
@@ -48,11 +77,11 @@ class QueueInfoNCE(nn.Module):
         Returns:
             The loss, ().
         """
-        positive = (query * key).sum(dim=1, keepdim=True)  # (B, 1)
-        negative = query @ self.queue.to(query.dtype)  # (B, K)
-        logits = torch.cat([positive, negative], dim=1) / self.temperature
-        labels = torch.zeros(len(query), dtype=torch.long, device=query.device)
-        return F.cross_entropy(logits, labels)
+        with torch.autocast(query.device.type, enabled=False):
+            query, key = query.to(self.queue.dtype), key.to(self.queue.dtype)
+            positive = (query * key).sum(dim=1) / self.temperature  # (B,)
+            negative = _QueueLogSumExp.apply(query, self.queue, self.temperature)
+            return F.softplus(negative - positive).mean()
 
     @torch.no_grad()
     def enqueue(self, *keys: Tensor) -> None:
@@ -68,9 +97,8 @@ class QueueInfoNCE(nn.Module):
         new = torch.cat([gather_batch(key) for key in keys])
         size = self.queue.shape[1]
         places = (self.queue_ptr + torch.arange(len(new), device=new.device)) % size
-        new_columns = new[-size:].T.to(self.queue.dtype)
-        # a new tensor, as the gradient of this step's loss still needs the old one
-        self.queue = self.queue.index_copy(1, places[-size:], new_columns)
+        # in place: the gradient of this step's loss does not need the old keys
+        self.queue.index_copy_(1, places[-size:], new[-size:].T.to(self.queue.dtype))
         self.queue_ptr.add_(len(new)).remainder_(size)
 
 

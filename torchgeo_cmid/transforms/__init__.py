@@ -3,8 +3,9 @@
 
 """Views, masks and position matching, as pure kornia and torch."""
 
+from .fill import fill_with_valid_mean, warp_valid
 from .masking import expand_mask, fill_with_spectral_mean, random_cell_mask
-from .matching import cell_grid, match_cells
+from .matching import cell_grid, match_cells, take_matches, valid_cells
 from .photometric import MultispectralPhotometric, RGBPhotometric
 from .views import Views, default_views
 
@@ -16,6 +17,10 @@ __all__ = (
     'default_views',
     'expand_mask',
     'fill_with_spectral_mean',
+    'fill_with_valid_mean',
     'match_cells',
     'random_cell_mask',
+    'take_matches',
+    'valid_cells',
+    'warp_valid',
 )

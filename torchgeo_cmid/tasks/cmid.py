@@ -27,7 +27,7 @@ from ..models.official import (
     unwrap_state,
 )
 from ..models.weights import load_backbone
-from ..transforms import expand_mask, fill_with_valid_mean, take_matches
+from ..transforms import expand_mask, fill_with_valid_mean, limit_values, take_matches
 from .distillation import DistillationTask
 
 Pair = tuple[Tensor, Tensor]
@@ -240,6 +240,7 @@ class CMID(DistillationTask):
                 fill_with_valid_mean(views[0], valid[0]),
                 fill_with_valid_mean(views[1], valid[1]),
             )
+        views = limit_values(views[0]), limit_values(views[1])
         with torch.no_grad():
             targets = self.teacher(views[0]), self.teacher(views[1])
         maps = self.student(views[0], masks[0]), self.student(views[1], masks[1])

@@ -20,6 +20,7 @@ from torchgeo.datasets.utils import Sample
 from .. import schedules
 from ..distributed import world_size
 from ..metrics import RankMe
+from .finite import require_finite
 from .views import ViewTask
 
 Pair = tuple[Tensor, Tensor]
@@ -138,8 +139,8 @@ class DistillationTask(ViewTask):
             The loss tensor.
 
         Raises:
-            ValueError: If the bands are not *in_channels*, or once or twice as many, or
-                if the global batch is a single patch.
+            ValueError: If the bands are not *in_channels*, or twice as many, if the
+                global batch is a single patch, or if the loss is not finite.
         """
         patches = self.patches(batch)
         batch_size = len(batch['image'])
@@ -152,6 +153,7 @@ class DistillationTask(ViewTask):
         losses = self.compute_losses(
             *self.draw_views(*patches), teacher_temperature=temperature
         )
+        require_finite(self.trainer, losses, batch)
         self.log_dict(
             {f'train_{name}': value.detach() for name, value in losses.items()}
             | {

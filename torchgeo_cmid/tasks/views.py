@@ -14,6 +14,7 @@ from ..transforms import (
     cell_grid,
     default_views,
     fill_with_valid_mean,
+    limit_values,
     random_cell_mask,
     warp_valid,
 )
@@ -50,6 +51,7 @@ class ViewTask(BaseTask):
         valid: Tensor | None = batch.get('valid')
         if valid is not None:  # before anything else sees them
             x = fill_with_valid_mean(x, valid)
+        x = limit_values(x)
         in_channels = self.hparams['in_channels']
         if x.shape[1] == in_channels:
             images = x, x

@@ -4,6 +4,7 @@
 """Views, masks and position matching, as pure kornia and torch."""
 
 from .fill import fill_with_valid_mean, warp_valid
+from .limits import limit_values
 from .masking import expand_mask, fill_with_spectral_mean, random_cell_mask
 from .matching import cell_grid, match_cells, take_matches, valid_cells
 from .photometric import MultispectralPhotometric, RGBPhotometric
@@ -18,6 +19,7 @@ __all__ = (
     'expand_mask',
     'fill_with_spectral_mean',
     'fill_with_valid_mean',
+    'limit_values',
     'match_cells',
     'random_cell_mask',
     'take_matches',

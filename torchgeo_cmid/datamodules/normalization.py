@@ -4,6 +4,7 @@
 """Per-band mean and standard deviation: estimated, checked, kept in a file."""
 
 import json
+import math
 import os
 import warnings
 from collections.abc import Iterable, Sequence
@@ -40,7 +41,9 @@ class Normalization:
                     f'{name} has {len(values)} values, but there are '
                     f'{len(self.bands)} bands: give one for each of {list(self.bands)}'
                 )
-        if not all(std > 0 for std in self.std):
+        if not all(math.isfinite(mean) for mean in self.mean):
+            raise ValueError(f'mean={list(self.mean)}: every value must be finite')
+        if not all(0 < std < math.inf for std in self.std):
             raise ValueError(f'std={list(self.std)}: every value must be positive')
 
     @classmethod

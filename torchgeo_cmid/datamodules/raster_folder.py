@@ -105,6 +105,8 @@ class RasterFolderDataModule(BaseDataModule):
         for name, value in {'patch_size': patch_size, 'batch_size': batch_size}.items():
             if value < 1:
                 raise ValueError(f'{name}={value} must be at least 1')
+        if num_workers < 0:
+            raise ValueError(f'num_workers={num_workers} must be at least 0')
         self.paths = paths
         self.bands = bands
         self.patch_size = patch_size

@@ -48,7 +48,6 @@ def find_files(paths: Path | Iterable[Path]) -> list[str]:
     Raises:
         FileNotFoundError: If a path does not exist, a folder holds no GeoTIFF, or a
             glob matches nothing.
-        OSError: If a path is neither a file nor a folder.
     """
     if isinstance(paths, str | os.PathLike):
         paths = [paths]
@@ -61,15 +60,10 @@ def find_files(paths: Path | Iterable[Path]) -> list[str]:
             found = list(_walk(path))
             hint = f'the folder holds no {" or ".join(EXTENSIONS)} file'
         elif glob.has_magic(path) and not os.path.lexists(path):
-            found = [file for file in _glob(path) if os.path.isfile(file)]
+            found = [file for file in _glob(path) if not os.path.isdir(file)]
             hint = 'the glob matches no file'
-        elif os.path.exists(path) and not os.path.isfile(path):
-            raise OSError(
-                f'paths={path!r}: a pipe, socket or device; give a folder, a file or a '
-                'glob of GeoTIFFs'
-            )
         else:
-            found = [path] if os.path.isfile(path) else []
+            found = [path] if os.path.lexists(path) else []
             hint = 'no such file or folder'
         if not found:
             raise FileNotFoundError(
@@ -151,7 +145,7 @@ def _find_remote(path: str) -> tuple[list[str], str]:
 def _walk(root: str) -> Iterator[str]:
     """Search a folder, entering each folder once however many links lead there."""
     seen = {os.path.realpath(root)}
-    for folder, subfolders, names in os.walk(root, followlinks=True):
+    for folder, subfolders, names in os.walk(root, onerror=_refuse, followlinks=True):
         entered = []
         for name in sorted(subfolders):
             target = os.path.realpath(os.path.join(folder, name))
@@ -160,14 +154,14 @@ def _walk(root: str) -> Iterator[str]:
                 entered.append(name)
         subfolders[:] = entered
         for name in names:
-            path = os.path.join(folder, name)
-            hidden = name.startswith('.')
-            if (
-                name.lower().endswith(EXTENSIONS)
-                and not hidden
-                and os.path.isfile(path)
-            ):
-                yield path
+            # a pipe or a broken link too: check_raster says so
+            if name.lower().endswith(EXTENSIONS) and not name.startswith('.'):
+                yield os.path.join(folder, name)
+
+
+def _refuse(error: OSError) -> None:
+    """Say which folder cannot be listed: os.walk would pass over it."""
+    raise error
 
 
 def _glob(pattern: str) -> Iterator[str]:

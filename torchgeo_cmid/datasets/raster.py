@@ -191,8 +191,13 @@ def check_raster(path: str) -> Grid:
         ValueError: If it has no usable georeference, no real numbers as pixels, or
             blocks too large to decode.
     """
+    if not is_remote(path) and not os.path.isfile(path):
+        kind = 'a pipe, socket or device' if os.path.exists(path) else 'a broken link'
+        raise OSError(f'{path!r}: {kind}; replace, remove or exclude it')
     try:
         src = open_raster(path)
+    except UnicodeEncodeError as error:
+        raise OSError(f'{path!r}: its name is not UTF-8; rename it') from error
     except (RasterioError, CPLE_BaseError) as error:
         raise OSError(
             f'{path}: not a readable raster; replace, remove or exclude it ({error})'
@@ -217,7 +222,7 @@ def check_raster(path: str) -> Grid:
         raise ValueError(
             f'{path}: pixels are {src.dtypes[0]}; integers or floats are needed'
         )
-    rows, cols = src.block_shapes[0]
+    rows, cols = _decoded_at_once(src)
     layers = src.count if src.profile.get('interleave') == 'pixel' else 1
     size = rows * cols * layers * np.dtype(src.dtypes[0]).itemsize
     if size > MAX_BLOCK_BYTES:
@@ -314,6 +319,18 @@ def _open(path: str, grid: Grid | None, pid: int) -> DatasetReader | WarpedVRT:
         # check_raster refuses such files, by name
         warnings.simplefilter('ignore', NotGeoreferencedWarning)
         return rasterio.open(path, driver=driver)
+
+
+def _decoded_at_once(src: DatasetReader) -> tuple[int, int]:
+    """Rows and columns that have to be decoded for any pixel of them, at most."""
+    rows, cols = src.block_shapes[0]
+    if src.driver != 'GTiff' or rows > 1 or cols < src.width or not src.compression:
+        return rows, cols
+    # GDAL shows one strip of all rows as rows, yet decodes it from its start
+    first, second = (
+        src.get_tag_item(f'BLOCK_OFFSET_0_{row}', 'TIFF', bidx=1) for row in (0, 1)
+    )
+    return (src.height if first and not second else rows), cols
 
 
 def _check_whole(src: DatasetReader) -> None:

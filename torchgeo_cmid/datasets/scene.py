@@ -215,7 +215,7 @@ class Scene:
         """Say that the grid does not lie on the Earth."""
         return ValueError(
             f'{self.path}: its outline has no longitude and latitude; correct its '
-            f'coordinate reference system or geotransform ({cause})'
+            f'coordinate reference system or geotransform ({cause!s:.200})'
         )
 
 

@@ -1,22 +1,18 @@
 # Copyright (c) torchgeo-cmid Contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Bands in one file or many, several sensors, fill in all its forms, a region."""
+"""Bands in one file or many, several sensors, fill in all its forms."""
 
-import zipfile
 from pathlib import Path
 from typing import Any
 
-import geopandas
 import numpy as np
 import pytest
 import rasterio
-import shapely
 import torch
 from rasterio.enums import ColorInterp
-from rasterio.transform import Affine
 
-from tests.data.geotiff.data import ORIGIN, generate, write_scene
+from tests.data.geotiff.data import ORIGIN, write_scene
 from torchgeo_cmid.datasets import Patch, Scenes, Sensor
 
 REGEX = r'S_\d+(_(?P<band>B\d+))?\.tif'
@@ -37,12 +33,6 @@ def write_bands(folder: Path, scene: str, **bands: dict[str, Any]) -> dict[str, 
         )
         for i, (name, arguments) in enumerate(bands.items())
     }
-
-
-def starts(dataset: Scenes, scene: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    height, width = dataset.scenes[scene].height, dataset.scenes[scene].width
-    rows, cols = np.mgrid[: height - size + 1, : width - size + 1]
-    return rows.ravel(), cols.ravel()
 
 
 class TestOneFilePerBand:
@@ -288,191 +278,6 @@ class TestMasks:
         sample = Scenes(path)[WHOLE]
         assert sample['valid'].float().mean() == 0.5
         assert sample['image'].isfinite().all()
-
-
-class TestMinValid:
-    def test_exact_in_small_scenes(self, tmp_path: Path) -> None:
-        path = write_scene(tmp_path / 'a.tif')
-        rng = np.random.default_rng(0)
-        expected = rng.random((64, 64)) < 0.8
-        with rasterio.open(path, 'r+') as file:
-            file.write_mask(expected)
-        dataset = Scenes(path, min_valid=0.8)
-        rows, cols = starts(dataset, 0, 8)
-        shares = np.array(
-            [
-                expected[row : row + 8, col : col + 8].mean()
-                for row, col in zip(rows, cols, strict=True)
-            ]
-        )
-        keep = dataset.scenes[0].eligible(rows, cols, 8)
-        np.testing.assert_array_equal(keep, shares >= 0.8)
-        assert 0.1 < keep.mean() < 0.9
-
-    def test_never_less_where_cells_are_coarse(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr('torchgeo_cmid.datasets.coverage.MAX_CELLS', 16)
-        monkeypatch.setattr('torchgeo_cmid.datasets.coverage.CHUNK', 600)
-        path = write_scene(tmp_path / 'a.tif', size=(70, 61), fill=0.3, nodata=0)
-        dataset = Scenes(path, min_valid=1.0)
-        assert dataset.scenes[0].coverage is not None
-        assert dataset.scenes[0].coverage.cell == 5
-        rows, cols = starts(dataset, 0, 8)
-        keep = dataset.scenes[0].eligible(rows, cols, 8)
-        assert rows[keep].min() == 25  # 21 rows of fill, cells of 5
-        assert keep[rows >= 25].all()
-
-    def test_files_without_fill_are_not_read(self, tmp_path: Path) -> None:
-        dataset = Scenes(write_scene(tmp_path / 'a.tif'), min_valid=1.0)
-        assert dataset.scenes[0].coverage is None
-
-    @pytest.mark.parametrize('share', [-0.1, 1.1, float('nan')])
-    def test_out_of_range(self, tmp_path: Path, share: float) -> None:
-        with pytest.raises(ValueError, match=f'min_valid={share} must be'):
-            Scenes(tmp_path, min_valid=share)
-
-
-class TestRegion:
-    def polygon(self) -> shapely.Polygon:
-        """A triangle in the grid of the first generated scene."""
-        x, y = ORIGIN
-        return shapely.Polygon(
-            [(x + 300, y - 300), (x + 1500, y - 300), (x + 300, y - 1500)]
-        )
-
-    @pytest.mark.parametrize('ending', ['gpkg', 'geojson'])
-    def test_polygons_of_a_file(self, tmp_path: Path, ending: str) -> None:
-        files = generate(tmp_path, 2)
-        path = tmp_path / f'roi.{ending}'
-        frame = geopandas.GeoDataFrame(geometry=[self.polygon()], crs='EPSG:32621')
-        if ending == 'geojson':
-            frame = frame.to_crs('EPSG:4326')
-        frame.to_file(path)
-        dataset = Scenes(tmp_path, roi=str(path))
-        assert len(dataset) == 1
-        scene = dataset.scenes[0]
-        assert (scene.height, scene.width) == pytest.approx((40, 40), abs=1)
-        assert scene.origin == pytest.approx((10, 10), abs=1)
-        np.testing.assert_array_equal(
-            dataset[Patch(0, 0, 0, 16)]['image'],
-            read(files[0])[:, scene.origin[0] :, scene.origin[1] :][:, :16, :16],
-        )
-        rows, cols = starts(dataset, 0, 16)
-        keep = scene.eligible(rows, cols, 16)
-        inside = np.array(
-            [
-                self.polygon()
-                .buffer(0.5)
-                .covers(
-                    shapely.box(
-                        *rasterio.transform.array_bounds(
-                            16, 16, scene.transform @ Affine.translation(col, row)
-                        )
-                    )
-                )
-                for row, col in zip(rows, cols, strict=True)
-            ]
-        )
-        np.testing.assert_array_equal(keep, inside)
-        assert 10 < keep.sum() < keep.size / 2
-        place = dataset.index.geometry.iloc[0]
-        assert place.area == pytest.approx(frame.to_crs(4326).area[0], rel=0.02)
-
-    def test_box_that_holds_everything_changes_nothing(self, tmp_path: Path) -> None:
-        generate(tmp_path, 2)
-        dataset = Scenes(tmp_path, roi=[-60, 60, -50, 70])
-        assert dataset.scenes == Scenes(tmp_path).scenes
-
-    def test_across_the_antimeridian(self, tmp_path: Path) -> None:
-        path = write_scene(
-            tmp_path / 'a.tif', crs='EPSG:32601', res=1000, origin=(320_000, 7e6)
-        )
-        assert Scenes(path, roi=[179, 60, -179, 65]).scenes == Scenes(path).scenes
-        both = Scenes(path, roi=[179.8, 60, -179.8, 65]).scenes[0]
-        east = Scenes(path, roi=[-180, 60, -179.8, 65]).scenes[0]
-        assert both.region is not None
-        assert both.region.geom_type == 'Polygon'
-        assert both.region.area == pytest.approx(2 * east.region.area, rel=0.01)
-
-    def test_rotated_scene(self, tmp_path: Path) -> None:
-        turn = Affine.translation(*ORIGIN) @ Affine.rotation(30) @ Affine.scale(30, -30)
-        path = write_scene(tmp_path / 'a.tif', transform=turn)
-        whole = Scenes(path)
-        outline = whole.index.geometry.iloc[0]
-        west, south, east, north = outline.bounds
-        middle = [(west + east) / 2, (south + north) / 2]
-        dataset = Scenes(path, roi=[west, south, *middle])
-        rows, cols = starts(dataset, 0, 8)
-        keep = dataset.scenes[0].eligible(rows, cols, 8)
-        assert 0 < keep.sum() < keep.size
-        assert dataset.index.geometry.iloc[0].bounds[2] < middle[0] + 1e-4
-
-    @pytest.mark.parametrize(
-        ('roi', 'message'),
-        [
-            ([0, 0, 1], 'which is 4 numbers'),
-            ([0, 1, 1, 0], 'south below north'),
-            ([0, 0, 999, 1], 'west and east in -180 to 180'),
-            ([float('nan')] * 4, 'west and east'),
-            ([10, 10, 11, 11], '1 scenes lie outside roi'),
-            (shapely.Point(0, 0), 'holds no polygon'),
-            (shapely.box(7e5, 7e6, 8e5, 8e6), 'in longitude and latitude, in degrees'),
-        ],
-    )
-    def test_wrong(self, tmp_path: Path, roi: Any, message: str) -> None:
-        path = write_scene(tmp_path / 'a.tif')
-        with pytest.raises(ValueError, match=message):
-            Scenes(path, roi=roi)
-
-    def test_wrong_files(self, tmp_path: Path) -> None:
-        path = write_scene(tmp_path / 'a.tif')
-        with pytest.raises(FileNotFoundError, match=r"roi='.*no.gpkg': no such file"):
-            Scenes(path, roi=str(tmp_path / 'no.gpkg'))
-        bad = tmp_path / 'bad.geojson'
-        bad.write_text('{')
-        with pytest.raises(ValueError, match=r'bad.geojson.*not a readable vector'):
-            Scenes(path, roi=str(bad))
-        empty = tmp_path / 'empty.gpkg'
-        frame = geopandas.GeoDataFrame(geometry=[self.polygon()], crs='EPSG:32621')
-        frame.iloc[:0].to_file(empty)
-        with pytest.raises(ValueError, match=r'empty.gpkg.*holds no polygon'):
-            Scenes(path, roi=str(empty))
-
-
-class TestRemote:
-    def test_archive_is_listed_and_read(self, tmp_path: Path) -> None:
-        path = write_scene(tmp_path / 'a.tif')
-        with zipfile.ZipFile(tmp_path / 'a.zip', 'w') as file:
-            file.write(path, 'in/a.tif')
-            file.writestr('in/readme.txt', 'no raster')
-        for name in [f'/vsizip/{tmp_path}/a.zip', f'zip://{tmp_path}/a.zip!in/a.tif']:
-            dataset = Scenes(name)
-            assert len(dataset) == 1
-            np.testing.assert_array_equal(dataset[WHOLE]['image'], read(path))
-
-    def test_nothing_there(self, tmp_path: Path) -> None:
-        with pytest.raises(FileNotFoundError, match=r'/vsizip/.*no such file'):
-            Scenes(f'/vsizip/{tmp_path}/b.zip')
-        with pytest.raises(FileNotFoundError, match='standard input'):
-            Scenes('/vsistdin/')
-
-    @pytest.mark.parametrize(
-        'path', ['s3://bucket/a.tif', '/vsis3/bucket/a.tif', 'https://x.org/a.tif']
-    )
-    def test_go_to_gdal_as_they_are(
-        self, path: str, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        opened = []
-
-        def fail(name: str, **kwargs: object) -> None:
-            opened.append(name)
-            raise rasterio.errors.RasterioIOError('no network here')
-
-        monkeypatch.setattr('torchgeo_cmid.datasets.raster.rasterio.open', fail)
-        with pytest.raises(OSError, match=f'{path}: not a readable raster.*no network'):
-            Scenes(path)
-        assert opened == [path]
 
 
 @pytest.mark.skipif(not LANDSAT.exists(), reason='no Landsat 8 scenes here')

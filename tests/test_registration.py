@@ -169,7 +169,7 @@ class TestUpstream:
 
     def test_torchgeo_names_no_near_weights(self) -> None:
         original = api.get_weight.__wrapped__  # type: ignore[attr-defined]
-        with pytest.raises(ValueError, match='cmid_swin is not a valid WeightsEnum$'):
+        with pytest.raises(ValueError, match=r'cmid_swin is not a valid WeightsEnum$'):
             original('cmid_swin')
 
     def test_kornia_refuses_one_mask_for_two_dates(self) -> None:

@@ -39,6 +39,23 @@ def global_mean(x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def batch_share(count: Tensor) -> Tensor:
+    """Weight that makes means over this process's items parts of the global mean.
+
+    DistributedDataParallel averages over processes as if each had as many items.
+
+    Args:
+        count: Number of items on this process, such as masked pixels, ().
+
+    Returns:
+        The number over its mean over processes, (): exactly 1 where all have as many, 0
+        where none has any.
+    """
+    mean = global_mean(count)
+    return count / mean.clamp(min=torch.finfo(mean.dtype).tiny)
+
+
+@torch.no_grad()
 def gather_batch(x: Tensor) -> Tensor:
     """Concatenate the batches of all processes, in the order of their ranks.
 

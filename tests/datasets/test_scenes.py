@@ -256,9 +256,12 @@ class TestBadFiles:
     @pytest.mark.parametrize('num_workers', [0, 1])
     def test_truncated_names_the_file(self, tmp_path: Path, num_workers: int) -> None:
         path = write_scene(tmp_path / 'cut.tif', size=128)
+        dataset = Scenes(path)
         path.write_bytes(path.read_bytes()[:-20_000])
+        with pytest.raises(OSError, match=r'cut.tif: truncated, it has 78766 bytes'):
+            Scenes(path)
         loader: DataLoader[dict[str, torch.Tensor]] = DataLoader(
-            Scenes(path),
+            dataset,
             sampler=[Patch(0, 64, 64, 64)],  # type: ignore[arg-type]
             num_workers=num_workers,
             collate_fn=stack_samples,

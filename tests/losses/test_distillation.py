@@ -28,3 +28,14 @@ class TestPrototypeDistillation:
         torch.testing.assert_close(criterion.center, golden['center_before'].flatten())
         criterion.update_center(teacher)
         assert_relative(criterion.center, golden['center_after'].flatten(), 1e-5)
+
+    def test_no_cell_at_all(self) -> None:
+        """No pair on any process: no loss, and the centre stays."""
+        criterion = PrototypeDistillation(8)
+        criterion.center.copy_(torch.rand(8))
+        before = criterion.center.clone()
+        student, teacher = torch.rand(2, 3, 8)
+        nothing = torch.zeros(())
+        assert criterion(student, criterion.assign(teacher, 0.04), nothing) == 0
+        criterion.update_center(teacher, nothing)
+        assert torch.equal(criterion.center, before)

@@ -3,11 +3,12 @@
 
 """Position matching against the published implementation and by brute force."""
 
+import pytest
 import torch
 from torch import Tensor
 
 from tests.goldens import load_golden
-from torchgeo_cmid.transforms import cell_grid, match_cells
+from torchgeo_cmid.transforms import cell_grid, match_cells, take_matches, valid_cells
 
 
 def take(features: Tensor, index: Tensor) -> Tensor:
@@ -50,6 +51,57 @@ class TestMatchCells:
     def test_no_more_than_cells(self) -> None:
         grid = torch.rand(1, 2, 2, 2)
         assert match_cells(grid, grid, 20)[0].shape == (1, 4)
+
+
+class TestTakeMatches:
+    def test_cells_of_fill_are_in_no_pair(self) -> None:
+        torch.manual_seed(0)
+        grids = torch.rand(2, 3, 4, 4, 2)
+        # features that say which cell they are
+        cells = torch.arange(48.0).view(3, 1, 4, 4)
+        valid = torch.ones(2, 3, 1, 32, 32, dtype=torch.bool)
+        valid[0, 0, :, :, :16] = False  # half of the own cells of the first patch
+        valid[1, 1, :, 8:, :] = False  # all but a row of the other's of the second
+        valid[:, 2] = False  # everything of the third
+        own, other, weight = take_matches(
+            (cells, cells), tuple(grids), 12, tuple(valid)
+        )
+        assert weight == 1
+        pairs = torch.cat([own, other], dim=1).int().tolist()
+        assert len(pairs) == 8 + 12
+        assert all(i % 4 >= 2 for i, _ in pairs[:8])
+        assert all(16 <= j < 20 for _, j in pairs[8:])
+        distances = torch.cdist(grids[0, 1].view(-1, 2), grids[1, 1, :1].view(-1, 2))
+        nearest = distances.min(dim=1).indices
+        assert all(nearest[i - 16] == j - 16 for i, j in pairs[8:])
+
+    def test_all_valid(self) -> None:
+        grids = torch.rand(2, 3, 4, 4, 2)
+        maps = torch.rand(2, 3, 5, 4, 4)
+        valid = torch.ones(2, 3, 1, 32, 32, dtype=torch.bool)
+        plain = take_matches(tuple(maps), tuple(grids), 5)
+        masked = take_matches(tuple(maps), tuple(grids), 5, tuple(valid))
+        assert plain[2] is None
+        assert torch.equal(plain[0], masked[0])
+        assert torch.equal(plain[1], masked[1])
+
+    @pytest.mark.parametrize('pixels', [0, 16 * 64])
+    def test_too_few_pairs_weigh_nothing(self, pixels: int) -> None:
+        """None, or one: a batch norm needs two."""
+        valid = torch.zeros(1, 1, 128, 128, dtype=torch.bool)
+        valid[..., : pixels // 32, :32] = True
+        grid = torch.rand(1, 4, 4, 2)
+        maps = torch.rand(1, 5, 4, 4)
+        own, _, weight = take_matches((maps, maps), (grid, grid), 6, (valid, valid))
+        assert weight == 0
+        assert own.shape == (6, 5)
+
+    def test_half_of_a_cell(self) -> None:
+        valid = torch.zeros(1, 1, 64, 64, dtype=torch.bool)
+        valid[..., :16, :32] = True  # half of the first cell
+        valid[..., :16, 32:] = True
+        valid[..., 15, 63] = False  # a pixel less than half of the second
+        assert valid_cells(valid, (2, 2)).tolist() == [[[True, False], [False, False]]]
 
 
 class TestCellGrid:

@@ -14,7 +14,8 @@ from torchgeo.datamodules import BaseDataModule
 from torchgeo.datasets import stack_samples
 from torchgeo.datasets.utils import Sample
 
-from ..datasets import Patch, Scenes, split_by_area
+from ..datasets import Patch, Scenes, Sensor, split_by_area
+from ..datasets.scene import EQUAL_AREA
 from ..samplers import GriddedScenePatchSampler, RandomScenePatchSampler
 from .normalization import Normalization
 
@@ -50,14 +51,21 @@ class RasterFolderDataModule(BaseDataModule):
         nodata: float | None = None,
         mean: list[float] | None = None,
         std: list[float] | None = None,
+        all_bands: list[str] | None = None,
+        filename_regex: str | None = None,
+        sensors: list[Sensor] | None = None,
+        roi: str | list[float] | None = None,
+        min_valid: float = 0.0,
+        skip_bad_files: bool = False,
     ) -> None:
-        """Initialize a new RasterFolderDataModule instance.
+        r"""Initialize a new RasterFolderDataModule instance.
 
         Args:
             paths: A folder (searched recursively for ``.tif`` and ``.tiff``), a file
-                or a glob, or several of them.
-            bands: Bands to read, as names in the files' band descriptions or as
-                1-based numbers (defaults to all bands).
+                or a glob, or several of them; ``/vsi`` paths and URLs as GDAL knows
+                them.
+            bands: Bands to read, as names or as 1-based numbers (defaults to all
+                bands).
             patch_size: Height and width of a patch in pixels.
             length: Training patches per epoch, of all processes together (defaults to
                 about as many as fit without overlap).
@@ -71,6 +79,21 @@ class RasterFolderDataModule(BaseDataModule):
             mean: Mean of each band, in the files' units (defaults to an estimate).
             std: Standard deviation of each band, in the files' units (defaults to an
                 estimate).
+            all_bands: Names of the bands of a file with several, in its order (defaults
+                to the file's band descriptions).
+            filename_regex: For scenes of one file per band: a verbose regular
+                expression with a group ``band``, ``.*_(?P<band>B\d+)\.TIF`` for
+                example. Files that it does not match are left out; one that it matches
+                without the group holds all bands of its scene.
+            sensors: Several sensors, each with *paths*, *bands*, *nodata*, *all_bands*
+                and *filename_regex* of its own in place of those here, and a *scale*
+                and *offset* to one unit: see :class:`~torchgeo_cmid.datasets.Sensor`.
+            roi: Region of interest, in which every patch lies wholly: a file of
+                polygons, or [west, south, east, north] in degrees.
+            min_valid: Least share of valid pixels of a patch, 0 to 1. If it is more
+                than 0, scenes that may have fill are read once in full at the start.
+            skip_bad_files: If True, leave out the scenes that cannot be used and warn
+                of their number; patches that cannot be read are fill.
 
         Raises:
             ValueError: If only one of *mean* and *std* is given, or a size is not
@@ -89,6 +112,12 @@ class RasterFolderDataModule(BaseDataModule):
         self.val_split = val_split
         self.split_seed = split_seed
         self.nodata = nodata
+        self.all_bands = all_bands
+        self.filename_regex = filename_regex
+        self.sensors = sensors
+        self.roi = roi
+        self.min_valid = min_valid
+        self.skip_bad_files = skip_bad_files
         self.given = None if mean is None or std is None else (mean, std)
         self.normalization: Normalization | None = None
         self.seed: int | None = None
@@ -107,8 +136,8 @@ class RasterFolderDataModule(BaseDataModule):
         Raises:
             FileNotFoundError: If *paths* names no file.
             OSError: If a file is not a readable raster.
-            ValueError: If a file lacks a band or its georeference, no patch fits, or an
-                epoch has no batch.
+            ValueError: If a file lacks a band or its georeference, an argument is out
+                of range, no patch fits, or an epoch has no batch.
         """
         if self.dataset is not None:
             return
@@ -116,7 +145,17 @@ class RasterFolderDataModule(BaseDataModule):
             self.patch_size,
             self.trainer.world_size if self.trainer else 1,
         )
-        self.scenes = Scenes(self.paths, self.bands, self.nodata)
+        self.scenes = Scenes(
+            self.paths,
+            self.bands,
+            self.nodata,
+            all_bands=self.all_bands,
+            filename_regex=self.filename_regex,
+            sensors=self.sensors,
+            roi=self.roi,
+            min_valid=self.min_valid,
+            skip_bad_files=self.skip_bad_files,
+        )
         largest = max(
             self.scenes.scenes, key=lambda scene: min(scene.height, scene.width)
         )
@@ -129,10 +168,9 @@ class RasterFolderDataModule(BaseDataModule):
             self._normalize(Normalization(self.scenes.bands, *self.given))
 
         self.split = split_by_area(self.scenes, size, self.val_split, self.split_seed)
-        fitting = sum(
-            (s.height // size) * (s.width // size) for s in self.scenes.scenes
-        )
-        length = self.length or max(1, round(fitting * (1 - self.val_split)))
+        length = self.length
+        if length is None:
+            length = max(1, round(self._count_fitting() * (1 - self.val_split)))
         if length // world_size < self.batch_size:
             raise ValueError(
                 f'length={length} patches per epoch in {world_size} processes give no '
@@ -224,6 +262,19 @@ class RasterFolderDataModule(BaseDataModule):
             drop_last=drop_last,
             persistent_workers=self.num_workers > 0,
         )
+
+    def _count_fitting(self) -> float:
+        """Count about how many patches fit without overlap."""
+        fitting = 0.0
+        for scene in self.scenes.scenes:
+            rows, cols = scene.height // self.patch_size, scene.width // self.patch_size
+            inside = 1.0
+            if scene.region is not None:
+                inside = min(1.0, scene.region.area / (scene.height * scene.width))
+            fitting += rows * cols * inside
+        ground = self.scenes.index.geometry.to_crs(EQUAL_AREA)
+        seen_once = ground.union_all().area / ground.area.sum()
+        return fitting * min(seen_once, 1.0) if seen_once < 0.999 else fitting
 
     def _estimate(self) -> Normalization | None:
         """Estimate the statistics, in the first process only."""

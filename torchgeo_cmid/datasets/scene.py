@@ -1,33 +1,26 @@
 # Copyright (c) torchgeo-cmid Contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""One scene: a raster file, the bands wanted of it, and reads in its own grid."""
+"""One scene: a grid, the files whose bands lie on it, and reads of its windows."""
 
-import atexit
-import glob
-import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
-import rasterio
 import shapely
 from numpy.typing import NDArray
+from pyproj import Transformer
 from rasterio import Affine
 from rasterio._err import CPLE_BaseError  # what rasterio.warp raises
 from rasterio.crs import CRS
-from rasterio.enums import ColorInterp
-from rasterio.errors import RasterioError
-from rasterio.io import DatasetReader
 from rasterio.warp import transform_geom
 from rasterio.windows import Window
-from shapely.affinity import affine_transform
+from shapely.affinity import affine_transform, translate
 from shapely.geometry import mapping, shape
-from torchgeo.datasets.utils import Path
 
-#: Endings of the files that a folder is searched for, in lower case.
-EXTENSIONS = ('.tif', '.tiff')
+from .coverage import Coverage
+from .raster import Source, band_indexes, check_raster
+from .sensor import Sensor
 
 #: Longitude and latitude: the one CRS in which all footprints can be compared.
 LONLAT = CRS.from_epsg(4326)
@@ -38,61 +31,19 @@ EQUAL_AREA = CRS.from_epsg(6933).to_wkt()
 #: Points along each edge of a footprint, so that it keeps its shape in any CRS.
 EDGE_POINTS = 64
 
+#: How far outside a footprint (degrees) a region still counts, when it is cut to it.
+MARGIN = 1e-2
 
-def find_files(paths: Path | Iterable[Path]) -> list[str]:
-    """List the raster files that *paths* names.
-
-    Folders are searched recursively for ``.tif`` and ``.tiff`` in any case; hidden
-    files are ignored. A file named outright may have any ending.
-
-    Args:
-        paths: A folder, a file or a glob, or several of them.
-
-    Returns:
-        The files, sorted and each of them once.
-
-    Raises:
-        FileNotFoundError: If a path does not exist, a folder holds no GeoTIFF, or a
-            glob matches nothing.
-    """
-    if isinstance(paths, str | os.PathLike):
-        paths = [paths]
-
-    files: set[str] = set()
-    for path in [os.path.expanduser(os.fspath(path)) for path in paths]:
-        if os.path.isdir(path):
-            found = [
-                os.path.join(path, name)
-                for name in glob.iglob('**/*', root_dir=path, recursive=True)
-                if name.lower().endswith(EXTENSIONS)
-            ]
-            hint = f'the folder holds no {" or ".join(EXTENSIONS)} file'
-        elif glob.has_magic(path) and not os.path.exists(path):
-            found = glob.glob(path, recursive=True)
-            hint = 'the glob matches no file'
-        else:
-            found = [path] if os.path.exists(path) else []
-            hint = 'no such file or folder'
-        found = [file for file in found if os.path.isfile(file)]
-        if not found:
-            raise FileNotFoundError(
-                f'paths={path!r}: {hint}. Give a folder, a file or a glob of GeoTIFFs.'
-            )
-        files.update(found)
-
-    if not files:
-        raise FileNotFoundError('paths is empty. Give a folder, a file or a glob.')
-    return sorted(files)
+#: What rounding may cost a region at its edges, in pixels.
+ROUNDING = 1e-2
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A raster in its own grid: what is needed to place and to read a window of it."""
+    """Rasters on one grid: what is needed to place and to read a window of them."""
 
-    #: File that holds the pixels.
-    path: str
-    #: Bands to read, 1-based.
-    indexes: tuple[int, ...]
+    #: Files that hold the bands, in the order of the channels.
+    sources: tuple[Source, ...]
     #: Rows.
     height: int
     #: Columns.
@@ -101,27 +52,131 @@ class Scene:
     transform: Affine
     #: Native coordinate reference system.
     crs: CRS
-    #: Fill value in addition to those that the file declares (NaN is allowed).
-    nodata: float | None = None
+    #: First row and column in the files, where a region of interest starts later.
+    origin: tuple[int, int] = (0, 0)
+    #: Factor and summand from stored pixels to those of a sample.
+    scale: float = 1.0
+    offset: float = 0.0
+    #: Where patches may lie, in pixels (None: everywhere).
+    region: shapely.Geometry | None = None
+    #: Where fill is, if patches must have a share of valid pixels.
+    coverage: Coverage | None = field(default=None, compare=False)
+    #: Least share of valid pixels of a patch.
+    min_valid: float = 0.0
+
+    @property
+    def path(self) -> str:
+        """The first file: it stands for the scene."""
+        return self.sources[0].path
+
+    @property
+    def indexes(self) -> tuple[int, ...]:
+        """Bands read of each file, 1-based, one for each channel."""
+        return tuple(index for source in self.sources for index in source.indexes)
+
+    @property
+    def outline(self) -> shapely.Geometry:
+        """Outline in pixels (x is the column), with points along its edges."""
+        outline = self.region or shapely.box(0, 0, self.width, self.height)
+        return shapely.segmentize(outline, max(self.width, self.height) / EDGE_POINTS)
 
     @property
     def footprint(self) -> shapely.Geometry:
-        """Outline of the grid in longitude and latitude, cut at the antimeridian.
+        """Outline in longitude and latitude, cut at the antimeridian.
 
         Raises:
             ValueError: If the grid does not lie on the Earth.
         """
-        pixels = shapely.box(0, 0, self.width, self.height)
-        pixels = shapely.segmentize(pixels, max(self.width, self.height) / EDGE_POINTS)
-        outline = affine_transform(pixels, self.transform.to_shapely())
+        outline = affine_transform(self.outline, self.transform.to_shapely())
         try:
-            lonlat = transform_geom(self.crs, LONLAT, mapping(outline))
+            lonlat = shape(transform_geom(self.crs, LONLAT, mapping(outline)))
         except CPLE_BaseError as error:
-            raise ValueError(
-                f'{self.path}: its outline has no longitude and latitude; correct its '
-                f'coordinate reference system or geotransform ({error})'
-            ) from error
-        return shape(lonlat)
+            raise self._nowhere(error) from error
+        west, south, east, north = lonlat.bounds
+        if not (-540 <= west <= east <= 540 and -90.01 <= south <= north <= 90.01):
+            raise self._nowhere(f'it comes to {lonlat.bounds}')
+        return lonlat
+
+    def eligible(
+        self, rows: NDArray[np.int64], cols: NDArray[np.int64], size: int
+    ) -> NDArray[np.bool_]:
+        """Tell which patches lie in the region of interest and have data enough.
+
+        Args:
+            rows: First rows of the patches (n,).
+            cols: First columns of the patches (n,).
+            size: Height and width of the patches in pixels.
+
+        Returns:
+            True where a patch may be used (n,).
+        """
+        keep = np.ones(rows.shape, dtype=np.bool_)
+        if self.coverage is not None:
+            keep &= self.coverage.valid(rows, cols, size) >= self.min_valid
+        if self.region is not None:
+            shapely.prepare(self.region)
+            boxes = shapely.box(cols, rows, cols + size, rows + size)
+            keep &= shapely.covers(self.region, boxes)
+        return keep
+
+    def clip(self, roi: shapely.Geometry) -> 'Scene | None':
+        """Cut the scene to a region of interest.
+
+        Args:
+            roi: Polygons in longitude and latitude, cut at the antimeridian.
+
+        Returns:
+            The scene, its grid cut to the bounds of the region; None if they are apart.
+
+        Raises:
+            ValueError: If the grid does not lie on the Earth.
+        """
+        near = shapely.intersection(roi, self.footprint.buffer(MARGIN))
+        if near.is_empty:
+            return None
+        west, south, east, north = near.bounds
+        near = shapely.segmentize(near, max(east - west, north - south) / EDGE_POINTS)
+        to_crs = Transformer.from_crs('EPSG:4326', self.crs.to_wkt(), always_xy=True)
+        inside = shapely.transform(near, to_crs.transform, interleaved=False)
+        inside = affine_transform(inside, (~self.transform).to_shapely())
+        # mends what rounding does to edges, and to the cut at the antimeridian
+        inside = shapely.make_valid(inside).buffer(ROUNDING, join_style='mitre')
+        box = shapely.box(0, 0, self.width, self.height)
+        if shapely.covers(inside, box):
+            return self
+        inside = shapely.intersection(inside, box)
+        if inside.area < 1:
+            return None
+
+        left, top, right, bottom = inside.buffer(-2 * ROUNDING).bounds
+        col, row = int(left), int(top)
+        return replace(
+            self,
+            height=int(np.ceil(bottom)) - row,
+            width=int(np.ceil(right)) - col,
+            transform=self.transform @ Affine.translation(col, row),
+            origin=(self.origin[0] + row, self.origin[1] + col),
+            region=translate(inside, -col, -row).buffer(ROUNDING, join_style='mitre'),
+        )
+
+    def demand_valid(self, share: float) -> 'Scene':
+        """Have patches contain a share of valid pixels.
+
+        Args:
+            share: Least share of valid pixels of a patch.
+
+        Returns:
+            The scene, its fill known.
+
+        Raises:
+            OSError: If a file cannot be read.
+            ValueError: If it is too large to be searched for fill.
+        """
+        if not share or not any(source.has_fill() for source in self.sources):
+            return self
+        window = Window(self.origin[1], self.origin[0], self.width, self.height)
+        coverage = Coverage.measure(self.sources, window)
+        return replace(self, coverage=coverage, min_valid=share)
 
     def read(
         self, row: int, col: int, size: int
@@ -135,110 +190,89 @@ class Scene:
 
         Returns:
             The pixels (C, size, size), and where they are valid (size, size): no band
-            is fill by tag, mask, alpha or *nodata*.
+            is fill by tag, mask, alpha or the value given.
 
         Raises:
-            OSError: If the file cannot be read there.
+            OSError: If a file cannot be read there.
             ValueError: If valid pixels are NaN or infinite.
         """
-        window = Window(col, row, size, size)
-        rows, cols = f'rows {row} to {row + size}', f'columns {col} to {col + size}'
-        where = f'{self.path}, {rows}, {cols}'
-        try:
-            src = _open(self.path, os.getpid())
-            data = src.read(self.indexes, window=window)
-            valid = src.read_masks(self.indexes, window=window).all(axis=0)
-        except RasterioError as error:
-            raise OSError(
-                f'{where}: unreadable, the file may be truncated or damaged; replace '
-                f'or remove it ({error.__cause__ or error})'
-            ) from error
-
-        if self.nodata is not None:
-            fill = np.isnan(data) if np.isnan(self.nodata) else data == self.nodata
-            valid &= ~fill.any(axis=0)
-
-        with np.errstate(over='ignore'):  # what is too large becomes infinite: below
-            image = data.astype(np.float32)
-        if not np.isfinite(image).all(axis=0, where=valid).all():
-            raise ValueError(
-                f'{where}: pixels that are NaN or infinite and not declared as no '
-                f'data; for NaN set nodata to .nan, or repair the file'
-            )
+        window = Window(col + self.origin[1], row + self.origin[0], size, size)
+        image = np.empty((len(self.indexes), size, size), dtype=np.float32)
+        valid = np.ones((size, size), dtype=np.bool_)
+        first = 0
+        for source in self.sources:
+            data, mask = source.read(window)
+            with np.errstate(over='ignore'):  # fill that is too large becomes infinite
+                image[first : first + len(data)] = data
+            valid &= mask
+            first += len(data)
+        if self.scale != 1 or self.offset != 0:
+            with np.errstate(over='ignore', invalid='ignore'):  # fill, as above
+                image = image * np.float32(self.scale) + np.float32(self.offset)
         return image, valid
+
+    def _nowhere(self, cause: object) -> ValueError:
+        """Say that the grid does not lie on the Earth."""
+        return ValueError(
+            f'{self.path}: its outline has no longitude and latitude; correct its '
+            f'coordinate reference system or geotransform ({cause})'
+        )
 
 
 def open_scene(
-    path: str, bands: Sequence[int | str] | None = None, nodata: float | None = None
+    files: str | dict[str, str],
+    sensor: Sensor,
+    bands: Sequence[int | str] | None = None,
 ) -> Scene:
-    """Make a scene of a file, and check all that can be checked without its pixels.
+    """Make a scene of a file or of files, checking all but their pixels.
+
+    Files of one band each may differ in resolution and extent: the scene has the grid
+    of the finest, and each pixel takes the nearest of the others.
 
     Args:
-        path: Raster file.
-        bands: Names as in the file's band descriptions, or 1-based numbers (defaults
-            to all bands but alpha).
-        nodata: Fill value in addition to those that the file declares.
+        files: A raster file with all bands, or one file per band by its name.
+        sensor: How to read them.
+        bands: Names or 1-based numbers of the bands (defaults to all).
 
     Returns:
         The scene.
 
     Raises:
-        OSError: If the file is not a readable raster.
-        ValueError: If the file has no CRS or geotransform, no real numbers as pixels,
-            or lacks a band.
+        OSError: If a file is not a readable raster.
+        ValueError: If a file has no usable georeference, no real numbers as pixels, or
+            lacks a band.
     """
-    try:
-        src = _open(path, os.getpid())
-    except RasterioError as error:
-        raise OSError(
-            f'{path}: not a readable raster; replace, remove or exclude it ({error})'
-        ) from error
-
-    if src.crs is None or src.transform.is_identity:
-        lacking = 'coordinate reference system' if src.crs is None else 'geotransform'
-        raise ValueError(
-            f'{path}: no {lacking}; georeference the file, for example with gdal_edit'
-        )
-    if any(np.dtype(dtype).kind not in 'iuf' for dtype in src.dtypes):
-        raise ValueError(
-            f'{path}: pixels are {src.dtypes[0]}; integers or floats are needed'
-        )
-    return Scene(
-        path=path,
-        indexes=_band_indexes(src, bands),
-        height=src.height,
-        width=src.width,
-        transform=src.transform,
-        crs=src.crs,
-        nodata=nodata,
-    )
-
-
-def _band_indexes(
-    src: DatasetReader, bands: Sequence[int | str] | None
-) -> tuple[int, ...]:
-    """Look up the 1-based numbers of *bands* in a file."""
-    if bands is None:
-        return tuple(
-            index
-            for index, color in zip(src.indexes, src.colorinterp, strict=True)
-            if color != ColorInterp.alpha
-        )
-    known = {name: i for i, name in enumerate(src.descriptions, 1) if name}
-    known |= {i: i for i in src.indexes}
-    for band in bands:
-        if band not in known:
+    if isinstance(files, str):
+        grid = check_raster(files)
+        indexes = band_indexes(files, bands, sensor.all_bands)
+        sources = [Source(files, indexes, sensor.nodata)]
+    else:
+        bands = bands or sorted(files)
+        missing = [band for band in bands if band not in files]
+        if missing:
             raise ValueError(
-                f'{src.name}: no band {band!r}; the file has {list(known)}'
+                f'{next(iter(files.values()))}: of its scene the bands {missing} are '
+                f'missing; there are files of {sorted(files)}'
             )
-    return tuple(known[band] for band in bands)
-
-
-@lru_cache(maxsize=128)
-def _open(path: str, pid: int) -> DatasetReader:
-    """Open a file once per process: handles do not survive a fork."""
-    return rasterio.open(path)
-
-
-# Handles that outlive the modules they need complain when the interpreter ends.
-atexit.register(_open.cache_clear)
+        paths = [files[str(band)] for band in bands]
+        grids = [check_raster(path) for path in paths]
+        grid = min(grids, key=lambda grid: grid.pixel_area)
+        sources = []
+        for path, own in zip(paths, grids, strict=True):
+            indexes = band_indexes(path)
+            if len(indexes) != 1:
+                raise ValueError(
+                    f'{path}: holds {len(indexes)} bands, but filename_regex says '
+                    'that it holds one'
+                )
+            other = None if own.matches(grid) else grid
+            sources.append(Source(path, indexes, sensor.nodata, other))
+    return Scene(
+        tuple(sources),
+        height=grid.height,
+        width=grid.width,
+        transform=grid.transform,
+        crs=grid.crs,
+        scale=sensor.scale,
+        offset=sensor.offset,
+    )

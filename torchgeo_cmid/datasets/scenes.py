@@ -3,6 +3,8 @@
 
 """A dataset of scenes, each read in its own grid."""
 
+import os
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
@@ -10,13 +12,17 @@ import numpy as np
 import pandas as pd
 import torch
 from geopandas import GeoDataFrame
+from numpy.typing import NDArray
 from rasterio.transform import array_bounds
 from rasterio.windows import Window
 from rasterio.windows import transform as window_transform
 from torchgeo.datasets import GeoDataset
 from torchgeo.datasets.utils import Path, Sample
 
-from .scene import LONLAT, find_files, open_scene
+from .catalog import Catalog
+from .region import Region, read_region
+from .scene import LONLAT, Scene
+from .sensor import Sensor
 
 
 class Patch(NamedTuple):
@@ -33,7 +39,7 @@ class Patch(NamedTuple):
 
 
 class Scenes(GeoDataset):
-    """A folder of GeoTIFFs, nothing warped and nothing merged.
+    """Rasters of any kind, nothing warped and nothing merged.
 
     :class:`~torchgeo.datasets.RasterDataset` warps every file to the CRS and the
     resolution of the first. For self-supervised learning that only costs time and
@@ -51,45 +57,91 @@ class Scenes(GeoDataset):
         bands: Sequence[int | str] | None = None,
         nodata: float | None = None,
         transforms: Callable[[Sample], Sample] | None = None,
+        *,
+        all_bands: Sequence[str] | None = None,
+        filename_regex: str | None = None,
+        sensors: Sequence[Sensor] | None = None,
+        roi: Region | None = None,
+        min_valid: float = 0.0,
+        skip_bad_files: bool = False,
     ) -> None:
-        """Initialize a new Scenes instance.
+        r"""Initialize a new Scenes instance.
 
         Args:
             paths: A folder (searched recursively for ``.tif`` and ``.tiff``), a file
-                or a glob, or several of them.
-            bands: Bands to read, as names in the files' band descriptions or as
-                1-based numbers (defaults to all bands of the first file, which every
-                file must have the same number of).
+                or a glob, or several of them; ``/vsi`` paths and URLs as GDAL knows
+                them.
+            bands: Bands to read, as names or as 1-based numbers (defaults to all bands
+                of the first scene, which every scene must have the same number of).
             nodata: Fill value in addition to those that the files declare by tag,
-                mask or alpha band.
+                mask or alpha band (NaN is allowed).
             transforms: A function that takes a sample and returns a changed one.
+            all_bands: Names of the bands of a file with several, in its order (defaults
+                to the file's band descriptions).
+            filename_regex: For scenes of one file per band: a verbose regular
+                expression with a group ``band``, ``.*_(?P<band>B\d+)\.TIF`` for
+                example. Files that it does not match are left out; one that it matches
+                without the group holds all bands of its scene.
+            sensors: Several sensors, each with *paths*, *bands*, *nodata*, *all_bands*
+                and *filename_regex* of its own in place of those above.
+            roi: Region of interest, in which every patch lies wholly: a file of
+                polygons, or [west, south, east, north] in degrees, or a polygon in
+                longitude and latitude.
+            min_valid: Least share of valid pixels of a patch that samplers draw. If it
+                is more than 0, scenes that may have fill are read once in full.
+            skip_bad_files: If True, leave out the scenes that cannot be used and warn
+                of their number; patches that cannot be read are fill.
 
         Raises:
-            FileNotFoundError: If *paths* names no file.
+            FileNotFoundError: If *paths* or *roi* names no file.
             OSError: If a file is not a readable raster.
-            ValueError: If a file lacks a band or its georeference, or if *bands* is
-                not given and the files differ in their number of bands.
+            ValueError: If a file lacks a band or its georeference, if *bands* is not
+                given and the scenes differ in their number of bands, if an argument is
+                out of range, or if no scene is left.
         """
-        if bands is not None and not bands:
-            raise ValueError('bands is empty: name at least one, or leave it out')
+        if not 0 <= min_valid <= 1:
+            raise ValueError(f'min_valid={min_valid} must be at least 0 and at most 1')
+        if sensors is None:
+            listed = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
+            sensors = [
+                Sensor(
+                    [os.fspath(path) for path in listed],
+                    None if bands is None else list(bands),
+                    None if all_bands is None else list(all_bands),
+                    filename_regex,
+                    nodata,
+                )
+            ]
+        elif not sensors:
+            raise ValueError('sensors is empty: name at least one, or leave it out')
+        elif any(i is not None for i in (bands, all_bands, filename_regex, nodata)):
+            raise ValueError(
+                'sensors have bands, all_bands, filename_regex and nodata of their '
+                'own: leave those beside sensors out'
+            )
         self.paths = paths
         self.transforms = transforms
-        self.scenes = [open_scene(file, bands, nodata) for file in find_files(paths)]
+        self.skip_bad_files = skip_bad_files
 
-        first = self.scenes[0]
-        for scene in self.scenes:
-            if len(scene.indexes) != len(first.indexes):
-                raise ValueError(
-                    f'{scene.path} has {len(scene.indexes)} bands, but {first.path} '
-                    f'has {len(first.indexes)}: name the bands to read with bands'
-                )
-        self.bands = tuple(bands or first.indexes)
+        catalog = Catalog(
+            region=None if roi is None else read_region(roi),
+            min_valid=min_valid,
+            skip_bad_files=skip_bad_files,
+        )
+        for sensor in sensors:
+            catalog.add(sensor)
+        catalog.finish([sensor.paths for sensor in sensors])
+        self.scenes = catalog.scenes
+        #: Bands of a sample, by the name or number they have in the first scene.
+        self.bands = catalog.bands
+        #: Files that stand for scenes that cannot be used, and why.
+        self.skipped = catalog.skipped
 
         unbounded = pd.Interval(pd.Timestamp.min, pd.Timestamp.max, closed='both')
         self.index = GeoDataFrame(
             {'filepath': [scene.path for scene in self.scenes]},
             index=pd.IntervalIndex([unbounded] * len(self.scenes), name='datetime'),
-            geometry=[scene.footprint for scene in self.scenes],
+            geometry=catalog.footprints,
             crs=LONLAT.to_wkt(),
         )
 
@@ -114,7 +166,7 @@ class Scenes(GeoDataset):
             ValueError: If pixels are not finite and not declared as no data.
         """
         scene = self.scenes[index.scene]
-        image, valid = scene.read(index.row, index.col, index.size)
+        image, valid = self._read(scene, index)
         if not valid.all():
             total = image.sum(axis=(1, 2), where=valid, dtype=np.float64, keepdims=True)
             mean = total / max(int(valid.sum()), 1)
@@ -140,3 +192,17 @@ class Scenes(GeoDataset):
         if self.transforms is not None:
             sample = self.transforms(sample)
         return sample
+
+    def _read(
+        self, scene: Scene, patch: Patch
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Read a patch, as fill if it is unreadable and bad files are to be skipped."""
+        try:
+            return scene.read(patch.row, patch.col, patch.size)
+        except (OSError, ValueError) as error:
+            if not self.skip_bad_files:
+                raise
+            warnings.warn(f'patch taken as fill: {error}', stacklevel=2)
+            shape = (patch.size, patch.size)
+            image = np.zeros((len(self.bands), *shape), dtype=np.float32)
+            return image, np.zeros(shape, dtype=np.bool_)

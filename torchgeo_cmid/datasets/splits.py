@@ -25,7 +25,6 @@ from geopandas import GeoSeries
 from numpy.typing import NDArray
 from pyproj import Transformer
 
-from .scene import EDGE_POINTS as OUTLINE_POINTS
 from .scene import EQUAL_AREA, Scene
 from .scenes import Scenes
 
@@ -35,6 +34,9 @@ TOUCHING = 1e-3
 
 #: Points along each edge of a patch when its outline is transformed.
 EDGE_POINTS = 8
+
+#: Patches along each axis that are looked at, at most, to find one that may be used.
+CANDIDATES = 64
 
 Integers = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -139,20 +141,31 @@ class AreaSplit:
         return low >= cut.position
 
 
-def corners(scene: Scene, size: int) -> tuple[Integers, Integers]:
-    """List the patches in the corners of a scene, its outermost ones.
+def candidates(scene: Scene, size: int) -> tuple[Integers, Integers]:
+    """List patches of a scene of which one is allowed if any is.
+
+    Those in the corners are the outermost: enough where all of the scene may be used.
+    Where a region or fill leaves some out, they are the usable ones of a grid.
 
     Args:
         scene: The scene.
         size: Height and width of a patch in pixels.
 
     Returns:
-        First rows and first columns, four of each or none if no patch fits.
+        First rows and first columns, none if no patch fits.
     """
     last_row, last_col = scene.height - size, scene.width - size
     if min(last_row, last_col) < 0:
         return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
-    return np.array([0, 0, last_row, last_row]), np.array([0, last_col, 0, last_col])
+    if scene.region is None and scene.coverage is None:
+        return np.array([0, 0, last_row, last_row]), np.array([0, last_col] * 2)
+    starts = []
+    for last in (last_row, last_col):
+        step = max(1, size // 4, last // CANDIDATES)
+        starts.append(np.append(np.arange(0, last, step), last))
+    rows, cols = (axis.ravel() for axis in np.meshgrid(*starts, indexing='ij'))
+    keep = scene.eligible(rows, cols, size)
+    return rows[keep], cols[keep]
 
 
 def split_by_area(
@@ -254,10 +267,12 @@ def _set_aside(split: AreaSplit, members: Integers) -> Integers:
 
 
 def _any(split: AreaSplit, side: str, members: Integers | None = None) -> bool:
-    """Tell whether a side holds a patch: if any does, then one in a corner does."""
+    """Tell whether a side holds a patch: if any does, then a candidate does."""
     allowed = getattr(split, side)
     scenes = range(len(split.scenes)) if members is None else members
-    return any(allowed(i, *corners(split.scenes[i], split.size)).any() for i in scenes)
+    return any(
+        allowed(i, *candidates(split.scenes[i], split.size)).any() for i in scenes
+    )
 
 
 def _cut_by_share(scenes: Sequence[Scene], share: float, sign: int) -> Cut:
@@ -284,14 +299,17 @@ def _cut_by_share(scenes: Sequence[Scene], share: float, sign: int) -> Cut:
 def _cut_for_one_patch(scenes: Sequence[Scene], size: int) -> Cut:
     """Cut off the narrowest strip of a cluster that holds a patch."""
     line = _cut_by_share(scenes, 0.5, sign=1)
-    low = [line.extent(scene, *corners(scene, size), size)[0] for scene in scenes]
+    low = [line.extent(scene, *candidates(scene, size), size)[0] for scene in scenes]
     return replace(line, position=float(np.concatenate(low).max(initial=-np.inf)))
 
 
-def _outline(scene: Scene, reference: Scene) -> shapely.Polygon:
+def _outline(scene: Scene, reference: Scene) -> shapely.Geometry:
     """Outline a scene in the grid of another one of its cluster."""
-    box = shapely.box(0, 0, scene.width, scene.height)
-    box = shapely.segmentize(box, max(scene.height, scene.width) / OUTLINE_POINTS)
-    cols, rows = shapely.get_coordinates(box).T
-    axes = [Cut(reference, axis).project(scene, cols, rows) for axis in (0, 1)]
-    return shapely.Polygon(np.stack(axes, axis=1))
+    axes = [Cut(reference, axis) for axis in (0, 1)]
+    return shapely.make_valid(
+        shapely.transform(
+            scene.outline,
+            lambda cols, rows: [axis.project(scene, cols, rows) for axis in axes],
+            interleaved=False,
+        )
+    )

@@ -56,25 +56,35 @@ class PrototypeDistillation(nn.Module):
         """
         return F.softmax((teacher - self.center) / temperature, dim=-1)
 
-    def forward(self, student: Tensor, assignments: Tensor) -> Tensor:
+    def forward(
+        self, student: Tensor, assignments: Tensor, weight: Tensor | None = None
+    ) -> Tensor:
         """Compute the loss.
 
         Args:
             student: Prototype logits z_s, (N, prototypes).
             assignments: The teacher's probabilities for the same cells,
                 (N, prototypes), see :meth:`assign`.
+            weight: Weight of this process's pairs in the global mean, (), where the
+                processes do not have as many: see
+                :func:`~torchgeo_cmid.distributed.batch_share`.
 
         Returns:
             The loss, ().
         """
-        return F.cross_entropy(student / self.student_temperature, assignments)
+        loss = F.cross_entropy(student / self.student_temperature, assignments)
+        return loss if weight is None else loss * weight
 
     @torch.no_grad()
-    def update_center(self, teacher: Tensor) -> None:
+    def update_center(self, teacher: Tensor, weight: Tensor | None = None) -> None:
         """Move the centre towards the mean of the teacher's logits, over all processes.
 
         Args:
             teacher: Prototype logits z_t, (N, prototypes).
+            weight: Weight of this process's cells in the global mean, ().
         """
-        mean = global_mean(teacher.mean(dim=0))
-        self.center.lerp_(mean.to(self.center), 1 - self.center_momentum)
+        mean = teacher.mean(dim=0).to(self.center)
+        if weight is not None:
+            # the mean of the weights is 1, or 0 where there is no cell: then c stays
+            mean = torch.lerp(self.center, mean, weight.to(mean))
+        self.center.lerp_(global_mean(mean), 1 - self.center_momentum)

@@ -6,7 +6,7 @@
 import torch
 from torch import Tensor, nn
 
-from ..distributed import global_mean
+from ..distributed import batch_share, global_mean
 
 
 class SpatialLoss(nn.Module):
@@ -35,7 +35,8 @@ class SpatialLoss(nn.Module):
         d = (prediction - target).abs()
         weighted = d * (2 * torch.sigmoid(0.2 * d) - 1) * mask
         channels = target.shape[1]
-        return weighted.sum() / (mask.sum() + 1e-5) / channels
+        loss: Tensor = weighted.sum() / (mask.sum() + 1e-5) / channels
+        return loss * batch_share(mask.sum())  # processes differ where there is fill
 
 
 class FrequencyLoss(nn.Module):

@@ -195,4 +195,9 @@ class Student(Teacher):
             )
 
         with self.stem.register_forward_hook(add_mask_token):
-            return super().forward(masked)
+            features = super().forward(masked)
+        # A view without contrast has nothing to teach the backbone, and each norm over
+        # zeros would multiply its gradient by 1 / sqrt(eps), until it overflows.
+        contrast = x.amax(dim=(2, 3)) - x.amin(dim=(2, 3))  # (B, C)
+        varies = (contrast.amax(dim=1) > 1e-6).view(-1, 1, 1, 1)
+        return features.where(varies, features.detach())

@@ -4,21 +4,22 @@
 """Samplers that yield patches of :class:`~torchgeo_cmid.datasets.Scenes`."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import DistributedSampler, Sampler
 
 from ..datasets import Patch, Scenes
-from ..datasets.scene import EQUAL_AREA
-from ..datasets.splits import corners
+from ..datasets.splits import candidates
+from .ground import Allowed, Ground, Integers
 
-Integers = NDArray[np.int64]
+#: Patches drawn at a time, at most.
+ROUND = 2**18
 
-#: Tells for patches of one scene (its number, first rows, first columns) which of them
-#: may be drawn.
-Allowed = Callable[[int, Integers, Integers], NDArray[np.bool_]]
+#: Patches tried before a share of usable ones below ``SCARCE`` is given up.
+TRIES = 2**20
+SCARCE = 1e-4
 
 
 def everywhere(scene: int, rows: Integers, cols: Integers) -> NDArray[np.bool_]:
@@ -39,7 +40,8 @@ class RandomScenePatchSampler(DistributedSampler[Patch]):
     """Draw patches at random, each of them independently over all scenes.
 
     A scene is drawn with a probability in proportion to the ground on which a patch can
-    start, so batches mix scenes and every place is as likely as any other. What is
+    start, and what several scenes show counts once, so batches mix scenes and every
+    place is as likely as any other: see :mod:`torchgeo_cmid.samplers.ground`. What is
     drawn follows from the seed and the epoch alone. Under several processes, each takes
     its share of one common draw: a :class:`~torch.utils.data.DistributedSampler`, which
     Lightning leaves in place and tells the epoch.
@@ -71,6 +73,8 @@ class RandomScenePatchSampler(DistributedSampler[Patch]):
         Raises:
             ValueError: If *length* is not positive, or no patch may be drawn.
         """
+        if size < 1:
+            raise ValueError(f'size={size} must be at least 1')
         if length < 1:
             raise ValueError(f'length={length} must be at least 1')
         super().__init__(dataset, num_replicas, rank, seed=seed)
@@ -81,14 +85,15 @@ class RandomScenePatchSampler(DistributedSampler[Patch]):
 
         # Ground area on which a patch can start, 0 where none can lie.
         self.scenes = dataset.scenes
-        area = dataset.index.to_crs(EQUAL_AREA).area.to_numpy()
+        self.ground = Ground(dataset, size, self._usable)
         weights = np.zeros(len(self.scenes))
         for i, scene in enumerate(self.scenes):
-            if allowed(i, *corners(scene, size)).any():
+            if allowed(i, *candidates(scene, size)).any():
                 starts = (scene.height - size + 1) * (scene.width - size + 1)
-                weights[i] = area[i] * starts / (scene.height * scene.width)
+                weights[i] = self.ground.largest[i] * starts
         if not weights.any():
-            raise ValueError(f'no patch of {size} pixels fits into any scene')
+            demands = ' and has data enough' * any(s.min_valid for s in self.scenes)
+            raise ValueError(f'no patch of {size} pixels fits into any scene{demands}')
         self.weights = weights / weights.sum()
 
     def __iter__(self) -> Iterator[Patch]:
@@ -96,11 +101,23 @@ class RandomScenePatchSampler(DistributedSampler[Patch]):
 
         Yields:
             This process's share of the patches.
+
+        Raises:
+            ValueError: If next to no patch may be drawn.
         """
         rng = np.random.default_rng([self.seed, self.epoch])
         drawn = np.zeros((0, 3), dtype=np.int64)
+        number, tried = min(self.total_size, ROUND), 0
         while len(drawn) < self.total_size:
-            drawn = np.concatenate([drawn, self._draw(rng, self.total_size)])
+            drawn = np.concatenate([drawn, self._draw(rng, number)])
+            tried += number
+            if tried >= TRIES and len(drawn) < SCARCE * tried:
+                raise ValueError(
+                    f'of {tried} patches of {self.size} pixels {len(drawn)} may be '
+                    'drawn: choose a smaller patch, a larger roi or a smaller min_valid'
+                )
+            missing = self.total_size - len(drawn)
+            number = min(max(number, missing * tried // max(len(drawn), 1)), ROUND)
         for scene, row, col in drawn[self.rank : self.total_size : self.num_replicas]:
             yield Patch(int(scene), int(row), int(col), self.size)
 
@@ -114,8 +131,17 @@ class RandomScenePatchSampler(DistributedSampler[Patch]):
         keep = np.zeros(number, dtype=np.bool_)
         for scene in np.unique(scenes):
             here = scenes == scene
-            keep[here] = self.allowed(int(scene), rows[here], cols[here])
-        return np.stack([scenes, rows, cols], axis=1)[keep]
+            keep[here] = self._usable(int(scene), rows[here], cols[here])
+        drawn = np.stack([scenes, rows, cols], axis=1)[keep]
+        if self.ground.overlaps.any() or self.ground.uneven.any():
+            chance = self.ground.chance(*drawn.T)
+            drawn = drawn[rng.random(len(drawn)) < chance]
+        return drawn
+
+    def _usable(self, scene: int, rows: Integers, cols: Integers) -> NDArray[np.bool_]:
+        """Tell which patches lie where they may and have data enough."""
+        usable = self.scenes[scene].eligible(rows, cols, self.size)
+        return usable & self.allowed(scene, rows, cols)
 
 
 class GriddedScenePatchSampler(Sampler[Patch]):
@@ -140,17 +166,18 @@ class GriddedScenePatchSampler(Sampler[Patch]):
         self.size = size
         grids = [np.zeros((0, 3), dtype=np.int64)]
         for i, scene in enumerate(dataset.scenes):
-            rows, cols = corners(scene, size)
+            rows, cols = candidates(scene, size)
             inside = allowed(i, rows, cols)
             if not inside.any():
                 continue
-            # The grid starts in an allowed corner, so that narrow strips are covered.
-            row, col = rows[inside][0], cols[inside][0]
-            rows = np.arange(0, scene.height - size + 1, stride or size)
-            cols = np.arange(0, scene.width - size + 1, stride or size)
-            rows, cols = np.meshgrid(np.sort(abs(row - rows)), np.sort(abs(col - cols)))
-            rows, cols = rows.T.ravel(), cols.T.ravel()
-            keep = allowed(i, rows, cols)
+            # The grid starts at an allowed patch, so that narrow strips are covered.
+            step = stride or size
+            row, col = rows[inside][0] % step, cols[inside][0] % step
+            rows = np.arange(row, scene.height - size + 1, step)
+            cols = np.arange(col, scene.width - size + 1, step)
+            rows, cols = np.meshgrid(rows, cols, indexing='ij')
+            rows, cols = rows.ravel(), cols.ravel()
+            keep = scene.eligible(rows, cols, size) & allowed(i, rows, cols)
             grids.append(np.stack([np.full(rows.shape, i), rows, cols], axis=1)[keep])
         self.patches = np.concatenate(grids)
 

@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torchvision.models._api import WeightsEnum
 
@@ -28,13 +27,7 @@ from ..models.official import (
     unwrap_state,
 )
 from ..models.weights import holds_full_state, load_backbone
-from ..transforms import (
-    cell_grid,
-    default_views,
-    expand_mask,
-    match_cells,
-    random_cell_mask,
-)
+from ..transforms import expand_mask, fill_with_valid_mean, limit_values, take_matches
 from .distillation import DistillationTask
 
 Pair = tuple[Tensor, Tensor]
@@ -54,7 +47,6 @@ class CMID(DistillationTask):
     """
 
     ignore = ('weights', 'augmentations')
-    _default_views: nn.Module | None = None
 
     def __init__(
         self,
@@ -218,52 +210,16 @@ class CMID(DistillationTask):
             self.hparams['center_momentum'],
         )
 
-    # The method, in the order of its description: views, three losses, teacher
-
-    def draw_views(self, images: Pair) -> tuple[Pair, Pair, Pair]:
-        """Draw two views of each patch, their masks, and where their cells lie.
-
-        Args:
-            images: The patches for either view, (B, C, H, W) each.
-
-        Returns:
-            Views, (B, C, S, S) each, masks of cells, (B, S/32, S/32) bool each, and
-            grids, (B, h, w, 2) each, as :meth:`compute_losses` takes them.
-        """
-        augmentations = self.augmentations or self._default_augmentations(images[0])
-        with torch.autocast(self.device.type, enabled=False):
-            views, transforms = augmentations(images)
-        size, ratio = self.hparams['size'], self.hparams['mask_ratio']
-        batch_size = len(images[0])
-        masks = (
-            random_cell_mask(batch_size, self.cells, ratio, self.device),
-            random_cell_mask(batch_size, self.cells, ratio, self.device),
-        )
-        grids = (
-            cell_grid(transforms[0], size, self.student.map_size),
-            cell_grid(transforms[1], size, self.student.map_size),
-        )
-        return views, masks, grids
-
-    def _default_augmentations(self, images: Tensor) -> nn.Module:
-        """Choose the recipe of the views, once, from what is known of the values."""
-        if self._default_views is not None:
-            return self._default_views
-        datamodule = getattr(self.trainer, 'datamodule', None)
-        views, reason = default_views(
-            self.hparams['size'],
-            self.hparams['in_channels'],
-            mean=getattr(datamodule, 'mean', None),
-            std=getattr(datamodule, 'std', None),
-            observed=(float(images.min()), float(images.max())),
-        )
-        rank_zero_info(f'views: {reason}')
-        # no submodule: kornia's buffers are derived, a checkpoint must not hold them
-        self.__dict__['_default_views'] = views.to(self.device)
-        return views
+    # The method, in the order of its description: three losses, teacher
 
     def compute_losses(
-        self, views: Pair, masks: Pair, grids: Pair, *, teacher_temperature: float
+        self,
+        views: Pair,
+        masks: Pair,
+        grids: Pair,
+        valid: Pair | None = None,
+        *,
+        teacher_temperature: float,
     ) -> dict[str, Tensor]:
         """Compute the losses of a batch; in train mode queue and centre are updated.
 
@@ -272,6 +228,7 @@ class CMID(DistillationTask):
             masks: The masks of their cells, (B, S/32, S/32) bool each, True = masked.
             grids: The centres of their cells as (y, x) in pixels of the patch,
                 (B, h, w, 2) each.
+            valid: Their valid pixels, (B, 1, S, S) bool each. None: all are.
             teacher_temperature: Temperature T of the teacher's assignments.
 
         Returns:
@@ -281,17 +238,23 @@ class CMID(DistillationTask):
             ``mean_assignment_entropy``, the entropy of the teacher's assignments per
             cell and of their mean, as a share of ln K.
         """
+        if valid is not None:  # the spectral mean is then that of the valid pixels, too
+            views = (
+                fill_with_valid_mean(views[0], valid[0]),
+                fill_with_valid_mean(views[1], valid[1]),
+            )
+        views = limit_values(views[0]), limit_values(views[1])
         with torch.no_grad():
             targets = self.teacher(views[0]), self.teacher(views[1])
         maps = self.student(views[0], masks[0]), self.student(views[1], masks[1])
 
         losses: dict[str, Tensor] = {}
         if self.hparams['reconstruction_branch']:
-            losses |= self._reconstruct(maps, views, masks)
+            losses |= self._reconstruct(maps, views, masks, valid)
         if self.hparams['global_branch']:
             losses['global'] = self._contrast(maps, targets)
         if self.hparams['local_branch']:
-            losses |= self._distill(maps, targets, grids, teacher_temperature)
+            losses |= self._distill(maps, targets, grids, valid, teacher_temperature)
 
         branches = ('reconstruction', 'global', 'local')
         weights = zip(branches, self.hparams['loss_weights'], strict=True)
@@ -300,12 +263,17 @@ class CMID(DistillationTask):
         ).sum()
         return losses
 
-    def _reconstruct(self, maps: Pair, views: Pair, masks: Pair) -> dict[str, Tensor]:
+    def _reconstruct(
+        self, maps: Pair, views: Pair, masks: Pair, valid: Pair | None
+    ) -> dict[str, Tensor]:
         """L_rec: spatial + 1.0 * frequency, averaged over the views."""
         spatial, frequency = [], []
-        for features, view, mask in zip(maps, views, masks, strict=True):
+        for i, (features, view) in enumerate(zip(maps, views, strict=True)):
             prediction = self.student.decoder(features)  # r, (B, C, S, S)
-            pixels = expand_mask(mask, view.shape[-1]).to(view)  # M, (B, 1, S, S)
+            pixels = expand_mask(masks[i], view.shape[-1]).to(view)  # M, (B, 1, S, S)
+            if valid is not None:  # fill pixels leave M, and r' is x there
+                pixels = pixels * valid[i]
+                prediction = prediction.where(valid[i], view)
             spatial.append(self.spatial_loss(prediction, view, pixels))
             frequency.append(self.frequency_loss(prediction, view, pixels))
         parts = {
@@ -336,23 +304,30 @@ class CMID(DistillationTask):
         return loss
 
     def _distill(
-        self, maps: Pair, targets: Pair, grids: Pair, teacher_temperature: float
+        self,
+        maps: Pair,
+        targets: Pair,
+        grids: Pair,
+        valid: Pair | None,
+        teacher_temperature: float,
     ) -> dict[str, Tensor]:
         """L_loc: 1/2 [H(1 -> 2) + H(2 -> 1)], each with its own matching and centre."""
         losses, assignments = [], []
         for own, other in ((0, 1), (1, 0)):
-            index_own, index_other = match_cells(
-                grids[own], grids[other], self.hparams['num_matches']
-            )
-            logits = self.student.prototype_head(_take_cells(maps[own], index_own))
+            cells, target_cells, weight = take_matches(
+                (maps[own], targets[other]),
+                (grids[own], grids[other]),
+                self.hparams['num_matches'],
+                None if valid is None else (valid[own], valid[other]),
+            )  # (N, D) each
+            logits = self.student.prototype_head(cells)
             with torch.no_grad():
-                cells = _take_cells(targets[other], index_other)
-                target = self.teacher.prototype_head(cells)  # z_t, (B n, prototypes)
+                target = self.teacher.prototype_head(target_cells)  # z_t
                 assignment = self.distillation.assign(target, teacher_temperature)
-            losses.append(self.distillation(logits, assignment))
+            losses.append(self.distillation(logits, assignment, weight))
             assignments.append(assignment)
             if self.training:
-                self.distillation.update_center(target)
+                self.distillation.update_center(target, weight)
         probabilities = torch.cat(assignments)  # (2 B n, prototypes)
         return {
             'local': torch.stack(losses).mean(),
@@ -414,10 +389,3 @@ class CMID(DistillationTask):
 
 class cmid(CMID):
     """CMID by the name that is typed: ``torchgeo fit --model cmid``."""
-
-
-def _take_cells(features: Tensor, index: Tensor) -> Tensor:
-    """Take cells of a map, (B, D, h, w), at indices (B, n), as (B n, D)."""
-    cells = features.flatten(2).mT  # (B, h w, D)
-    index = index[..., None].expand(-1, -1, cells.shape[-1])
-    return cells.gather(1, index).flatten(0, 1)

@@ -16,39 +16,40 @@ from timm.optim import create_optimizer_v2
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from torchgeo.datasets.utils import Sample
-from torchgeo.tasks import BaseTask
 
 from .. import schedules
 from ..distributed import world_size
 from ..metrics import RankMe
-from ..models import Student
+from .finite import require_finite
+from .views import ViewTask
 
 Pair = tuple[Tensor, Tensor]
 
 
-class DistillationTask(BaseTask):
+class DistillationTask(ViewTask):
     """Base of a task in which a student learns from two views and a moving teacher.
 
-    A subclass gives the student, the views, the losses and the teacher's update; what
-    is here runs them: one training step, validation on fixed views, the optimizer, the
+    A subclass gives the student, the losses and the teacher's update; what is here runs
+    them: one training step, validation on fixed views, the optimizer, the
     schedules of section 4 of `CMID <https://arxiv.org/abs/2304.09670>`__, and the
     measures by which a run is watched.
     """
 
     monitor = 'train_loss'
 
-    student: Student
     total_steps = 1
     _data_wait = 0.0
     _step_started = _step_ended = 0.0
 
     @abstractmethod
-    def draw_views(self, images: Pair) -> tuple[Pair, Pair, Pair]:
-        """Draw two views of each patch, their masks, and where their cells lie."""
-
-    @abstractmethod
     def compute_losses(
-        self, views: Pair, masks: Pair, grids: Pair, *, teacher_temperature: float
+        self,
+        views: Pair,
+        masks: Pair,
+        grids: Pair,
+        valid: Pair | None = None,
+        *,
+        teacher_temperature: float,
     ) -> dict[str, Tensor]:
         """Compute the losses of a batch, with their weighted sum as ``loss``."""
 
@@ -138,11 +139,11 @@ class DistillationTask(BaseTask):
             The loss tensor.
 
         Raises:
-            ValueError: If the bands are not *in_channels*, or once or twice as many, or
-                if the global batch is a single patch.
+            ValueError: If the bands are not *in_channels*, or twice as many, if the
+                global batch is a single patch, or if the loss is not finite.
         """
-        images = self._images(batch)
-        batch_size = len(images[0])
+        patches = self.patches(batch)
+        batch_size = len(batch['image'])
         if batch_size * world_size() == 1:
             raise ValueError(
                 'a global batch of one patch can not be trained on: raise batch_size, '
@@ -150,8 +151,9 @@ class DistillationTask(BaseTask):
             )
         temperature = self.current_teacher_temperature
         losses = self.compute_losses(
-            *self.draw_views(images), teacher_temperature=temperature
+            *self.draw_views(*patches), teacher_temperature=temperature
         )
+        require_finite(self.trainer, losses, batch)
         self.log_dict(
             {f'train_{name}': value.detach() for name, value in losses.items()}
             | {
@@ -192,18 +194,18 @@ class DistillationTask(BaseTask):
             batch_idx: Integer displaying index of this batch.
             dataloader_idx: Index of the current dataloader.
         """
-        images = self._images(batch)
+        patches = self.patches(batch)
         devices = [self.device] if self.device.type == 'cuda' else []
         with torch.random.fork_rng(devices):
             torch.manual_seed(batch_idx)
-            views, masks, grids = self.draw_views(images)
+            drawn = self.draw_views(*patches)
         losses = self.compute_losses(
-            views, masks, grids, teacher_temperature=self.current_teacher_temperature
+            *drawn, teacher_temperature=self.current_teacher_temperature
         )
-        self.rank_me.update(self(views[0]))
+        self.rank_me.update(self(drawn[0][0]))
         self.log_dict(
             {f'val_{name}': value for name, value in losses.items()},
-            batch_size=len(images[0]),
+            batch_size=len(batch['image']),
             sync_dist=True,
         )
 
@@ -247,20 +249,6 @@ class DistillationTask(BaseTask):
             self.hparams['warmup_teacher_temperature_epochs'],
             self.hparams['warmup_teacher_temperature'],
             self.hparams['teacher_temperature'],
-        )
-
-    def _images(self, batch: Sample) -> Pair:
-        """The patches for either view: two seasons, or twice the same."""
-        x: Tensor = batch['image']
-        x = x.to(torch.promote_types(self.student.mask_token.dtype, torch.float32))
-        in_channels = self.hparams['in_channels']
-        if x.shape[1] == in_channels:
-            return x, x
-        if x.shape[1] == 2 * in_channels:
-            return x[:, :in_channels], x[:, in_channels:]
-        raise ValueError(
-            f'the batch has {x.shape[1]} bands: in_channels={in_channels} must be that '
-            'number, or half of it for two seasons in one image'
         )
 
     def _global_batch_size(self) -> int:

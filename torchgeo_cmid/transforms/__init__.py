@@ -3,8 +3,10 @@
 
 """Views, masks and position matching, as pure kornia and torch."""
 
+from .fill import fill_with_valid_mean, warp_valid
+from .limits import limit_values
 from .masking import expand_mask, fill_with_spectral_mean, random_cell_mask
-from .matching import cell_grid, match_cells
+from .matching import cell_grid, match_cells, take_matches, valid_cells
 from .photometric import MultispectralPhotometric, RGBPhotometric
 from .views import Views, default_views
 
@@ -16,6 +18,11 @@ __all__ = (
     'default_views',
     'expand_mask',
     'fill_with_spectral_mean',
+    'fill_with_valid_mean',
+    'limit_values',
     'match_cells',
     'random_cell_mask',
+    'take_matches',
+    'valid_cells',
+    'warp_valid',
 )

@@ -4,7 +4,10 @@
 """Where the cells of a view lie in their patch, and which cells of two views match."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from ..distributed import batch_share
 
 
 def cell_grid(transform: Tensor, size: int, cells: tuple[int, int]) -> Tensor:
@@ -34,7 +37,12 @@ def cell_grid(transform: Tensor, size: int, cells: tuple[int, int]) -> Tensor:
     return points.flip(1).mT.reshape(-1, h, w, 2)
 
 
-def match_cells(own: Tensor, other: Tensor, num_matches: int) -> tuple[Tensor, Tensor]:
+def match_cells(
+    own: Tensor,
+    other: Tensor,
+    num_matches: int,
+    candidates: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
     """Pair the cells of two views that lie closest to each other.
 
     Each cell of *own* is paired with its nearest cell of *other*, which may serve
@@ -44,6 +52,8 @@ def match_cells(own: Tensor, other: Tensor, num_matches: int) -> tuple[Tensor, T
         own: Centres of the cells of one view, (B, h, w, 2).
         other: Centres of the cells of the other view, (B, h, w, 2), same frame.
         num_matches: Number of pairs to keep; at most h w are.
+        candidates: The cells of *own* and of *other* that may be paired, (B, h, w) bool
+            each. None: all. Where there are too few, others fill up.
 
     Returns:
         Indices of the paired cells in the flattened maps of *own* and of *other*,
@@ -54,7 +64,75 @@ def match_cells(own: Tensor, other: Tensor, num_matches: int) -> tuple[Tensor, T
         other.flatten(1, 2),
         compute_mode='donot_use_mm_for_euclid_dist',
     )  # (B, h w, h w)
+    if candidates is not None:
+        possible = (
+            candidates[0].flatten(1)[:, :, None] & candidates[1].flatten(1)[:, None]
+        )
+        distances = distances.where(possible, torch.inf)
     nearest, index_other = distances.min(dim=2)
     num_matches = min(num_matches, nearest.shape[1])
     index_own = nearest.topk(num_matches, dim=1, largest=False).indices
     return index_own, index_other.gather(1, index_own)
+
+
+def valid_cells(valid: Tensor, cells: tuple[int, int]) -> Tensor:
+    """Find the cells at least half of whose pixels are valid.
+
+    Args:
+        valid: Valid pixels of a view, (B, 1, S, S) bool.
+        cells: Height h and width w of the feature map in cells.
+
+    Returns:
+        Valid cells, (B, h, w) bool.
+    """
+    share = F.adaptive_avg_pool2d(valid.float(), cells)
+    return share[:, 0] > 0.5 - 1e-4  # the mean of ones and zeros is not exact
+
+
+def take_matches(
+    maps: tuple[Tensor, Tensor],
+    grids: tuple[Tensor, Tensor],
+    num_matches: int,
+    valid: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Take the features of the cells of two views that lie closest to each other.
+
+    Args:
+        maps: Features of one view and of the other, (B, D, h, w) each.
+        grids: Centres of their cells, (B, h, w, 2) each, same frame.
+        num_matches: Number of pairs to take for each patch; at most h w are.
+        valid: Valid pixels of the views, (B, 1, S, S) bool each: a cell with less than
+            half of them valid is in no pair. None: all are.
+
+    Returns:
+        Features of the paired cells, (N, D) each, and with *valid* the weight of this
+        process's pairs in a mean over all processes, (). Fewer than two pairs are
+        none, as there is no batch norm over them: others of no weight take their place.
+    """
+    h_w = (maps[0].shape[2], maps[0].shape[3])
+    if valid is None:
+        pairs = match_cells(*grids, num_matches)
+        return _take_cells(maps[0], pairs[0]), _take_cells(maps[1], pairs[1]), None
+    candidates = valid_cells(valid[0], h_w), valid_cells(valid[1], h_w)
+    pairs = match_cells(*grids, num_matches, candidates)
+    own, other = (
+        cells.flatten(1).gather(1, index)
+        for cells, index in zip(candidates, pairs, strict=True)
+    )
+    kept = (own & other).flatten()  # (B n,)
+    count = kept.sum()
+    if count < 2:
+        kept, count = torch.ones_like(kept), torch.zeros_like(count)
+    weight = batch_share(count.to(grids[0]))
+    return (
+        _take_cells(maps[0], pairs[0])[kept],
+        _take_cells(maps[1], pairs[1])[kept],
+        weight,
+    )
+
+
+def _take_cells(features: Tensor, index: Tensor) -> Tensor:
+    """Take cells of a map, (B, D, h, w), at indices (B, n), as (B n, D)."""
+    cells = features.flatten(2).mT  # (B, h w, D)
+    index = index[..., None].expand(-1, -1, cells.shape[-1])
+    return cells.gather(1, index).flatten(0, 1)

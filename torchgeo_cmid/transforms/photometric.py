@@ -18,6 +18,17 @@ def _band_vector(values: Tensor | float) -> Tensor:
     return torch.as_tensor(values, dtype=torch.float32).reshape(1, -1, 1, 1)
 
 
+def _band_std(x: Tensor, valid: Tensor | None) -> Tensor:
+    """Standard deviation of each band over the valid pixels, (1, C, 1, 1)."""
+    dims = (0, 2, 3)
+    if valid is None:
+        return x.std(dim=dims, keepdim=True)
+    count = valid.sum().clamp(min=1)
+    mean = x.where(valid, 0).sum(dim=dims, keepdim=True) / count
+    deviation = (x - mean).where(valid, 0).square().sum(dim=dims, keepdim=True)
+    return (deviation / (count - 1).clamp(min=1)).sqrt()
+
+
 class RandomNoise(K.IntensityAugmentationBase2D):
     """Add Gaussian noise whose standard deviation is drawn for each image."""
 
@@ -141,11 +152,13 @@ class RGBPhotometric(nn.Module):
             data_keys=[DataKey.INPUT],
         )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
         """Undo the normalisation, augment, and normalise again.
 
         Args:
-            x: Views, (B, 3, S, S), normalised.
+            x: Views, (B, 3, S, S), normalised; fill pixels hold the mean of the valid
+                ones, so that they do not count in the contrast.
+            valid: Unused.
 
         Returns:
             Augmented views, (B, 3, S, S), normalised.
@@ -193,11 +206,14 @@ class MultispectralPhotometric(nn.Module):
         self.noise = RandomNoise((0.1, 0.1), p=0.6)
         self.grayscale = RandomGrayscale(grayscale_weights, p=0.2)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
         """Augment the views.
 
         Args:
-            x: Views, (B, C, S, S), normalised.
+            x: Views, (B, C, S, S), normalised; fill pixels hold the mean of the valid
+                ones, so that they do not count in the contrast.
+            valid: Valid pixels, (B, 1, S, S) bool: the standard deviation is theirs.
+                None: all are.
 
         Returns:
             Augmented views, (B, C, S, S), normalised.
@@ -205,7 +221,7 @@ class MultispectralPhotometric(nn.Module):
         mean, std = self.mean.to(x), self.std.to(x)
         x = (self.jitter(torch.addcmul(mean, x, std)) - mean) / std
         x = self.blur(x)
-        unit = x.std(dim=(0, 2, 3), keepdim=True).clamp(min=1e-6)
+        unit = _band_std(x, valid).clamp(min=1e-6)
         x = self.noise(x / unit) * unit
         augmented: Tensor = self.grayscale(x)
         return augmented

@@ -8,6 +8,7 @@ import torch
 from kornia.constants import DataKey, Resample
 from torch import Tensor, nn
 
+from .fill import fill_with_valid_mean, warp_valid
 from .photometric import MultispectralPhotometric, RGBPhotometric
 
 Pair = tuple[Tensor, Tensor]
@@ -28,8 +29,9 @@ class Views(nn.Module):
 
         Args:
             size: Height and width S of the views in pixels.
-            photometric: What changes the values of the strong view,
-                (B, C, S, S) -> (B, C, S, S).
+            photometric: What changes the values of the strong view, (B, C, S, S) ->
+                (B, C, S, S). Where fill pixels are known it is given the valid ones,
+                (B, 1, S, S) bool, as well.
         """
         super().__init__()
         self.geometric = K.AugmentationSequential(
@@ -45,12 +47,15 @@ class Views(nn.Module):
         self.photometric = photometric
 
     @torch.no_grad()
-    def forward(self, images: Pair) -> tuple[Pair, Pair]:
+    def forward(self, images: Pair, valid: Pair | None = None) -> tuple[Pair, Pair]:
         """Draw the views.
 
         Args:
             images: The patches for the weak and for the strong view, (B, C, H, W) each:
                 twice the same, or two seasons of the same place.
+            valid: The valid pixels of the patches, (B, 1, H, W) bool each; others do
+                not count in the statistics that the strong view is changed by. None:
+                all are.
 
         Returns:
             The views, (B, C, S, S) each, and the matrices that map pixels (x, y, 1) of
@@ -58,7 +63,11 @@ class Views(nn.Module):
         """
         weak, weak_transform = self._crop(images[0])
         strong, strong_transform = self._crop(images[1])
-        strong = self.photometric(strong)
+        if valid is None:
+            strong = self.photometric(strong)
+        else:
+            pixels = warp_valid(valid[1], strong_transform, strong.shape[-1])
+            strong = self.photometric(fill_with_valid_mean(strong, pixels), pixels)
         return (weak, strong), (weak_transform, strong_transform)
 
     def _crop(self, image: Tensor) -> Pair:

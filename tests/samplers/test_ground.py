@@ -1,0 +1,148 @@
+# Copyright (c) torchgeo-cmid Contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Every place on the ground is as likely, however many scenes show it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pyproj import Transformer
+
+from tests.data.geotiff.data import ORIGIN, write_scene
+from torchgeo_cmid.datasets import Scenes, split_by_area
+from torchgeo_cmid.samplers import GriddedScenePatchSampler, RandomScenePatchSampler
+
+NUMBER = 20_000
+
+
+def centres(dataset: Scenes, size: int, number: int = NUMBER) -> np.ndarray:
+    """Centres (n, 2) of patches, in the CRS of their scenes."""
+    sampler = RandomScenePatchSampler(dataset, size=size, length=number)
+    return np.array(
+        [
+            dataset.scenes[patch.scene].transform
+            * (patch.col + size / 2, patch.row + size / 2)
+            for patch in sampler
+        ]
+    )
+
+
+def test_what_several_scenes_show_counts_once(tmp_path: Path) -> None:
+    x, y = ORIGIN
+    shape = (40, 100)
+    write_scene(tmp_path / 'a.tif', bands=1, size=shape)
+    for i in range(4):  # all four over the right half of the first
+        write_scene(
+            tmp_path / f'b{i}.tif', bands=1, size=shape, origin=(x + 1500, y), seed=i
+        )
+    places = (centres(Scenes(tmp_path), 16)[:, 0] - x) / 30
+    counts, _ = np.histogram(places, bins=np.linspace(8, 142, 11))
+    np.testing.assert_allclose(counts / NUMBER, 0.1, atol=0.012)
+
+
+def test_fill_of_one_scene_is_no_share_of_another(tmp_path: Path) -> None:
+    y = ORIGIN[1]
+    write_scene(tmp_path / 'a.tif', bands=1)
+    write_scene(tmp_path / 'b.tif', bands=1, fill=0.5, nodata=0)
+    places = (y - centres(Scenes(tmp_path, min_valid=1.0), 16)[:, 1]) / 30
+    counts, _ = np.histogram(places, bins=np.linspace(8, 56.5, 5))
+    np.testing.assert_allclose(counts / NUMBER, 0.25, atol=0.02)
+
+
+def test_overlap_across_crs_and_resolutions(tmp_path: Path) -> None:
+    there = Transformer.from_crs('EPSG:32621', 'EPSG:32622', always_xy=True)
+    corner = there.transform(ORIGIN[0] - 600, ORIGIN[1] + 600)
+    write_scene(tmp_path / 'a.tif', bands=1, size=96)
+    # the neighbouring zone's grid in a finer resolution, over all of the first
+    write_scene(
+        tmp_path / 'b.tif', bands=1, size=280, crs='EPSG:32622', res=20, origin=corner
+    )
+    dataset = Scenes(tmp_path)
+    assert dataset.index.geometry.iloc[0].intersects(dataset.index.geometry.iloc[1])
+    sampler = RandomScenePatchSampler(dataset, size=16, length=2000)
+    assert sampler.ground.overlaps.all()
+    scenes, rows, cols = np.array([patch[:3] for patch in sampler]).T
+    chance = sampler.ground.chance(scenes, rows, cols)
+    assert set(np.unique(chance)) == {0.5, 1.0}
+
+
+@pytest.mark.parametrize('crs', ['EPSG:4326', 'EPSG:3857'])
+def test_degrees_and_mercator(tmp_path: Path, crs: str) -> None:
+    to_crs = Transformer.from_crs('EPSG:4326', crs, always_xy=True)
+    left, top = to_crs.transform(10, 75)
+    _, bottom = to_crs.transform(12, 0)
+    path = write_scene(
+        tmp_path / 'a.tif',
+        bands=1,
+        size=(400, 40),
+        crs=crs,
+        res=(top - bottom) / 400,
+        origin=(left, top),
+    )
+    latitude = to_crs.transform(*centres(Scenes(path), 8).T, direction='INVERSE')[1]
+    # areas grow with the sine of the latitude
+    places = np.sin(np.radians(latitude))
+    counts, _ = np.histogram(places, bins=np.linspace(places.min(), places.max(), 6))
+    np.testing.assert_allclose(counts / NUMBER, 0.2, atol=0.02)
+
+
+def test_antimeridian(tmp_path: Path) -> None:
+    path = write_scene(
+        tmp_path / 'a.tif', bands=1, crs='EPSG:32601', res=1000, origin=(320_000, 7e6)
+    )
+    sampler = RandomScenePatchSampler(Scenes(path), size=8, length=10)
+    assert not sampler.ground.uneven.any()
+    earth = 4 * np.pi * 6371**2
+    assert sampler.ground.largest[0] * earth == pytest.approx(64, rel=0.02)
+
+
+class TestRegionAndFill:
+    def dataset(self, folder: Path) -> Scenes:
+        for name in 'ab':
+            write_scene(folder / f'{name}.tif', bands=1, fill=0.5, nodata=0, size=96)
+        return Scenes(folder, min_valid=0.75)
+
+    def test_no_patch_has_less(self, tmp_path: Path) -> None:
+        dataset = self.dataset(tmp_path)
+        split = split_by_area(dataset, 16, 0.3)
+        train = RandomScenePatchSampler(
+            dataset, size=16, length=200, allowed=split.train
+        )
+        val = GriddedScenePatchSampler(dataset, size=16, allowed=split.val)
+        assert len(list(val)) > 4
+        for patch in [*train, *val]:
+            assert dataset[patch]['valid'].float().mean() >= 0.75
+
+    def test_small_region_in_large_scene(self, tmp_path: Path) -> None:
+        path = write_scene(tmp_path / 'a.tif', bands=1, size=400)
+        west, south, east, north = Scenes(path).index.geometry.iloc[0].bounds
+        lon, lat = (west + east) / 2, (south + north) / 2
+        dataset = Scenes(path, roi=[lon, lat, lon + 0.02, lat + 0.01])
+        assert dataset.scenes[0].width < 60
+        split = split_by_area(dataset, 12, 0.3)
+        train = RandomScenePatchSampler(
+            dataset, size=12, length=50, allowed=split.train
+        )
+        val = GriddedScenePatchSampler(dataset, size=12, allowed=split.val)
+        assert len(list(train)) == 50
+        assert len(val) >= 1
+
+    def test_none_left(self, tmp_path: Path) -> None:
+        path = write_scene(tmp_path / 'a.tif', bands=1, fill=1.0, nodata=0)
+        with pytest.raises(ValueError, match=r'no patch of 16 .* and has data enough'):
+            RandomScenePatchSampler(Scenes(path, min_valid=0.1), size=16, length=1)
+
+    def test_next_to_none(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr('torchgeo_cmid.samplers.scenes.TRIES', 2**12)
+        dataset = Scenes(write_scene(tmp_path / 'a.tif', bands=1, size=512))
+        sampler = RandomScenePatchSampler(
+            dataset,
+            size=8,
+            length=1,
+            allowed=lambda scene, rows, cols: (rows == 0) & (cols == 0),
+        )
+        with pytest.raises(ValueError, match=r'of \d+ patches of 8 pixels 0 may be'):
+            list(sampler)

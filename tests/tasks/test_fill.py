@@ -1,0 +1,140 @@
+# Copyright (c) torchgeo-cmid Contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Fill pixels never teach: whatever they hold, nothing that is learnt changes."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from torchgeo_cmid.tasks import CMID
+from torchgeo_cmid.transforms import MultispectralPhotometric, Views
+
+TINY: dict[str, Any] = {
+    'model': 'convnext_atto',
+    'in_channels': 4,
+    'size': 64,
+    'mask_patch_size': 16,
+    'queue_size': 16,
+    'hidden_dim': 32,
+    'num_prototypes': 32,
+    'bottleneck_dim': 16,
+    'num_matches': 3,
+}
+
+
+def patches_and_valid() -> tuple[Tensor, Tensor]:
+    """Four patches: a third fill, in a corner; speckled; all fill; none."""
+    torch.manual_seed(1)
+    image = torch.randn(4, 4, 80, 80) * 2 + 1
+    valid = torch.ones(4, 1, 80, 80, dtype=torch.bool)
+    valid[0, :, :48, :48] = False
+    valid[1] = torch.rand(1, 80, 80) > 0.1
+    valid[2] = False
+    return image, valid
+
+
+def learn(
+    batch: dict[str, Any], local_view: bool = True, **kwargs: Any
+) -> dict[str, Tensor]:
+    """All that one step of training computes."""
+    torch.manual_seed(0)
+    task = CMID(**(TINY | kwargs))
+    views = Views(64, MultispectralPhotometric(4))
+    # the recipe for these data, or a module of the user's, which knows of no fill
+    if local_view:
+        task.__dict__['_default_views'] = views
+    else:
+        task.augmentations = views
+    drawn = task.draw_views(*task.patches(batch))  # type: ignore[arg-type]
+    losses = task.compute_losses(*drawn, teacher_temperature=0.04)
+    losses['loss'].backward()
+    result = {name: value.detach() for name, value in losses.items()}
+    for name, parameter in task.student.named_parameters():
+        if parameter.grad is not None:
+            result[f'gradient of {name}'] = parameter.grad
+    result |= dict(task.contrastive.named_buffers())
+    return result | dict(task.distillation.named_buffers())
+
+
+class TestFillNeverTeaches:
+    @pytest.mark.parametrize('custom', [False, True])
+    @pytest.mark.parametrize('model', ['convnext_atto', 'resnet18'])
+    def test_values_of_fill_change_nothing(self, model: str, custom: bool) -> None:
+        image, valid = patches_and_valid()
+        results = []
+        for fill in (
+            torch.zeros(()),
+            1e6 * torch.randn_like(image),
+            torch.tensor(torch.nan),
+        ):
+            batch = {'image': image.where(valid, fill), 'valid': valid}
+            results.append(learn(batch, not custom, model=model))
+        for result in results[1:]:
+            for name, value in results[0].items():
+                assert torch.equal(result[name], value), name
+
+    def test_fill_in_the_views_changes_nothing(self) -> None:
+        """``compute_losses`` by itself: noise on fill pixels carries nothing either."""
+        image, valid = patches_and_valid()
+        torch.manual_seed(0)
+        task = CMID(**TINY).eval()
+        task.augmentations = Views(64, torch.nn.Identity())
+        drawn = task.draw_views((image, image), (valid, valid))
+        views, masks, grids, pixels = drawn
+        assert pixels[0].shape == (4, 1, 64, 64)
+        losses = []
+        for seed in range(2):
+            torch.manual_seed(seed)
+            changed = tuple(
+                view.where(known, torch.randn_like(view))
+                for view, known in zip(views, pixels, strict=True)
+            )
+            losses.append(
+                task.compute_losses(
+                    changed, masks, grids, valid=pixels, teacher_temperature=0.04
+                )
+            )
+        assert losses[0] == losses[1]
+
+    def test_reconstruction_of_fill_is_free(self) -> None:
+        """No gradient where there is fill, for either part of the loss."""
+        image, valid = patches_and_valid()
+        torch.manual_seed(0)
+        task = CMID(**TINY, global_branch=None, local_branch=False)
+        task.augmentations = Views(64, torch.nn.Identity())
+        drawn = task.draw_views(*task.patches({'image': image, 'valid': valid}))  # type: ignore[arg-type]
+        predictions: list[Tensor] = []
+
+        def keep(module: Any, args: Any, prediction: Tensor) -> None:
+            prediction.retain_grad()
+            predictions.append(prediction)
+
+        task.student.decoder.register_forward_hook(keep)
+        task.compute_losses(*drawn, teacher_temperature=0.04)['loss'].backward()
+        for prediction, pixels in zip(predictions, drawn[3], strict=True):
+            assert prediction.grad is not None
+            counts = (prediction.grad != 0).any(dim=1, keepdim=True)
+            assert torch.equal(counts, pixels)
+
+    def test_nothing_but_fill(self) -> None:
+        for model in ('convnext_atto', 'resnet18'):
+            batch = {
+                'image': torch.full((3, 4, 80, 80), torch.nan),
+                'valid': torch.zeros(3, 1, 80, 80, dtype=torch.bool),
+            }
+            result = learn(batch, model=model)
+            assert all(torch.isfinite(value).all() for value in result.values())
+            assert result['reconstruction'] == 0
+            assert result['local'] == 0
+            assert (result['center'] == 0).all()
+
+    def test_no_fill(self) -> None:
+        """A mask that is all valid changes nothing but rounding."""
+        image, valid = patches_and_valid()
+        plain = learn({'image': image})
+        masked = learn({'image': image, 'valid': torch.ones_like(valid)})
+        for name, value in plain.items():
+            torch.testing.assert_close(masked[name], value, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,125 @@
+# Copyright (c) torchgeo-cmid Contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""The scenes of some sensors: found, opened, and left out where they are of no use."""
+
+import re
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import shapely
+
+from .files import find_files, group_by_band
+from .scene import Scene, open_scene
+from .sensor import Sensor
+
+#: Reasons that the warning about skipped scenes spells out.
+SHOWN = 3
+
+
+@dataclass
+class Catalog:
+    """Scenes that share a number of bands."""
+
+    #: Where patches may lie, in longitude and latitude (None: everywhere).
+    region: shapely.Geometry | None = None
+    #: Least share of valid pixels of a patch.
+    min_valid: float = 0.0
+    #: Leave out the scenes that cannot be used.
+    skip_bad_files: bool = False
+    scenes: list[Scene] = field(default_factory=list)
+    #: Outlines of the scenes in longitude and latitude.
+    footprints: list[shapely.Geometry] = field(default_factory=list)
+    #: Bands of a sample, by the name or number they have in the first scene.
+    bands: tuple[int | str, ...] = ()
+    #: Files that stand for scenes that cannot be used, and why.
+    skipped: dict[str, str] = field(default_factory=dict)
+    #: Number of scenes outside the region.
+    outside: int = 0
+
+    def add(self, sensor: Sensor) -> None:
+        """Add the scenes of a sensor.
+
+        Args:
+            sensor: The sensor.
+
+        Raises:
+            FileNotFoundError: If it has no files.
+            OSError: If a file is not a readable raster.
+            ValueError: If a file cannot be used.
+        """
+        found: Sequence[str | dict[str, str]] = find_files(sensor.paths)
+        if sensor.filename_regex is not None:
+            found = group_by_band(list(map(str, found)), sensor.filename_regex)
+        bands = sensor.bands or sensor.all_bands
+        for files in found:
+            path = files if isinstance(files, str) else next(iter(files.values()))
+            if bands is None and not isinstance(files, str):
+                bands = _natural(files)
+            try:
+                self._add_scene(files, sensor, bands)
+            except (OSError, ValueError) as error:
+                if not self.skip_bad_files:
+                    raise
+                self.skipped[path] = str(error)
+
+    def finish(self, name: object) -> None:
+        """Say what was skipped, and refuse to go on with nothing.
+
+        Args:
+            name: What the scenes were looked for in.
+
+        Raises:
+            ValueError: If no scene is left.
+        """
+        summary = '; '.join(list(self.skipped.values())[:SHOWN])
+        if len(self.skipped) > SHOWN:
+            summary += f'; and {len(self.skipped) - SHOWN} more, see Scenes.skipped'
+        summary = f'{len(self.skipped)} bad scenes are skipped: {summary}'
+        if not self.scenes:
+            outside = f'{self.outside} scenes lie outside roi'
+            raise ValueError(
+                f'no scene is left of {name!r}: '
+                + '; '.join(
+                    [outside] * bool(self.outside) + [summary] * bool(self.skipped)
+                )
+            )
+        if self.skipped:
+            warnings.warn(summary, stacklevel=3)
+
+    def _add_scene(
+        self,
+        files: str | dict[str, str],
+        sensor: Sensor,
+        bands: Sequence[int | str] | None,
+    ) -> None:
+        """Add one scene if it meets the region."""
+        scene: Scene | None = open_scene(files, sensor, bands)
+        assert scene is not None
+        names = tuple(bands or scene.indexes)
+        if self.bands and len(names) != len(self.bands):
+            raise ValueError(
+                f'{scene.path} has {len(names)} bands, but {self.scenes[0].path} has '
+                f'{len(self.bands)}: name the bands to read with bands'
+            )
+        if self.region is not None:
+            scene = scene.clip(self.region)
+        if scene is None:
+            self.outside += 1
+            return
+        scene = scene.demand_valid(self.min_valid)
+        self.footprints.append(scene.footprint)  # fails where it is not on the Earth
+        self.scenes.append(scene)
+        self.bands = self.bands or names
+
+
+def _natural(names: Iterable[str]) -> list[str]:
+    """Sort names by the numbers in them: B2 comes before B10."""
+    return sorted(
+        names,
+        key=lambda name: [
+            (not part.isdigit(), int(part) if part.isdigit() else 0, part)
+            for part in re.split(r'(\d+)', name)
+        ],
+    )

@@ -1,0 +1,95 @@
+# Copyright (c) torchgeo-cmid Contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Where the fill pixels of a scene are, summed so that patches are looked up."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from rasterio.windows import Window
+
+from .raster import Source
+
+#: Cells along the longer side of a scene, at most: 2 MiB of memory.
+MAX_CELLS = 512
+
+#: Pixels read at a time.
+CHUNK = 2**22
+
+#: Pixels of a scene that is searched for fill, at most: hours of decoding.
+MAX_PIXELS = 2**36
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Counts of fill pixels in square cells, summed from the top left corner."""
+
+    #: Height and width of a cell in pixels.
+    cell: int
+    #: Fill pixels above and left of the corner of each cell (rows + 1, columns + 1).
+    sums: NDArray[np.int64]
+
+    @classmethod
+    def measure(cls, sources: Sequence[Source], window: Window) -> 'Coverage':
+        """Read where the pixels of a scene are fill.
+
+        Args:
+            sources: The files of the scene.
+            window: The part of them that the scene is.
+
+        Returns:
+            The counts.
+
+        Raises:
+            OSError: If a file cannot be read.
+            ValueError: If the scene is too large to be searched.
+        """
+        height, width = round(window.height), round(window.width)
+        if height * width > MAX_PIXELS:
+            raise ValueError(
+                f'{sources[0].path}: {height} x {width} pixels are too many to look '
+                'for fill; set min_valid to 0, or cut the file into tiles'
+            )
+        cell = -(-max(height, width) // MAX_CELLS)
+        counts = np.zeros((-(-height // cell), -(-width // cell)), dtype=np.int64)
+        rows = cell * max(1, CHUNK // (cell * width))
+        for start in range(0, height, rows):
+            part = Window(
+                window.col_off, window.row_off + start, width, min(rows, height - start)
+            )
+            valid = np.all([source.valid(part) for source in sources], axis=0)
+            edges = (np.arange(0, length, cell) for length in valid.shape)
+            fill = np.add.reduceat(~valid, next(edges), axis=0, dtype=np.int64)
+            fill = np.add.reduceat(fill, next(edges), axis=1)
+            counts[start // cell : start // cell + len(fill)] = fill
+        sums = np.zeros((counts.shape[0] + 1, counts.shape[1] + 1), dtype=np.int64)
+        sums[1:, 1:] = counts.cumsum(axis=0).cumsum(axis=1)
+        return cls(cell, sums)
+
+    def valid(
+        self, rows: NDArray[np.int64], cols: NDArray[np.int64], size: int
+    ) -> NDArray[np.float64]:
+        """Look up the share of valid pixels of patches.
+
+        Args:
+            rows: First rows of the patches (n,).
+            cols: First columns of the patches (n,).
+            size: Height and width of the patches in pixels.
+
+        Returns:
+            The share of valid pixels (n,), never more than it is: fill of cells that a
+            patch touches counts as its own. Exact where a cell is one pixel, in scenes
+            of no more than 512 pixels a side.
+        """
+        top, left = rows // self.cell, cols // self.cell
+        bottom = np.minimum(-(-(rows + size) // self.cell), self.sums.shape[0] - 1)
+        right = np.minimum(-(-(cols + size) // self.cell), self.sums.shape[1] - 1)
+        fill: NDArray[np.float64] = (
+            self.sums[bottom, right]
+            - self.sums[top, right]
+            - self.sums[bottom, left]
+            + self.sums[top, left]
+        ) / size**2
+        return 1 - fill

@@ -1,0 +1,107 @@
+# Copyright (c) torchgeo-cmid Contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""A region of interest, as polygons in longitude and latitude."""
+
+import os
+from collections.abc import Sequence
+
+import geopandas
+import shapely
+from pyogrio.errors import DataSourceError  # type: ignore[import-untyped]
+from rasterio._err import CPLE_BaseError  # what rasterio.warp raises
+from rasterio.crs import CRS
+from rasterio.warp import transform_geom
+from shapely.geometry import mapping, shape
+
+from .files import is_remote
+from .scene import EDGE_POINTS, LONLAT
+
+#: A vector file, or the west, south, east and north of a box, or polygons.
+type Region = str | Sequence[float] | shapely.Geometry
+
+
+def read_region(roi: Region) -> shapely.Geometry:
+    """Make a region of interest of what a user gives.
+
+    Args:
+        roi: A file of polygons (GeoPackage, GeoJSON, Shapefile, ...) in any CRS, or the
+            west, south, east and north of a box in degrees (west > east: across the
+            antimeridian), or polygons in longitude and latitude.
+
+    Returns:
+        Polygons in longitude and latitude, cut at the antimeridian.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no area on the Earth.
+    """
+    if isinstance(roi, str):
+        return _read_file(os.path.expanduser(roi))
+    if isinstance(roi, shapely.Geometry):
+        region, name = roi, f'roi={roi.wkt:.80}'
+    else:
+        region, name = _box(list(roi)), f'roi={list(roi)}'
+    return _check(region, name)
+
+
+def _box(bounds: list[float]) -> shapely.Geometry:
+    """Make a box in degrees."""
+    message = f'roi={bounds} must be [west, south, east, north] in degrees'
+    if len(bounds) != 4:
+        raise ValueError(f'{message}, which is 4 numbers')
+    west, south, east, north = bounds
+    if not (-180 <= west <= 180 and -180 <= east <= 180):
+        raise ValueError(f'{message}: west and east in -180 to 180')
+    if not -90 <= south < north <= 90:
+        raise ValueError(f'{message}: south below north, both in -90 to 90')
+    if west > east:
+        parts = [(west, south, 180, north), (-180, south, east, north)]
+        return shapely.MultiPolygon([shapely.box(*part) for part in parts])
+    return shapely.box(west, south, east, north)
+
+
+def _read_file(path: str) -> shapely.Geometry:
+    """Read the polygons of a vector file."""
+    if not is_remote(path) and not os.path.isfile(path):
+        raise FileNotFoundError(f'roi={path!r}: no such file')
+    try:
+        frame = geopandas.read_file(path, columns=[])
+    except (DataSourceError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f'roi={path!r}: not a readable vector file; give a GeoPackage or GeoJSON '
+            f'of polygons ({error})'
+        ) from error
+    if not isinstance(frame, geopandas.GeoDataFrame) or frame.empty:
+        raise ValueError(f'roi={path!r}: holds no polygon')
+    if frame.crs is None:
+        raise ValueError(f'roi={path!r}: no coordinate reference system; give it one')
+    region = shapely.union_all(shapely.make_valid(frame.geometry.array))
+    crs = CRS.from_user_input(frame.crs)
+    if crs != LONLAT and not region.is_empty:
+        left, bottom, right, top = region.bounds
+        region = shapely.segmentize(
+            region, max(right - left, top - bottom, 1e-9) / EDGE_POINTS
+        )
+        try:
+            region = shape(transform_geom(crs, LONLAT, mapping(region)))
+        except CPLE_BaseError as error:
+            raise ValueError(
+                f'roi={path!r}: its outline has no longitude and latitude; correct its '
+                f'coordinate reference system ({error})'
+            ) from error
+    return _check(region, f'roi={path!r}')
+
+
+def _check(region: shapely.Geometry, name: str) -> shapely.Geometry:
+    """Refuse what is no area on the Earth."""
+    region = shapely.make_valid(region)
+    if not region.area > 0:
+        raise ValueError(f'{name}: holds no polygon; give one that has an area')
+    west, south, east, north = region.bounds
+    if not (-180 <= west < east <= 180 and -90 <= south < north <= 90):
+        raise ValueError(
+            f'{name}: reaches from {west:g}, {south:g} to {east:g}, {north:g}; give '
+            'it in longitude and latitude, in degrees'
+        )
+    return region

@@ -1,0 +1,147 @@
+# Copyright (c) torchgeo-cmid Contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""How likely a patch must be kept for every place on the ground to be as likely."""
+
+from collections.abc import Callable
+from functools import lru_cache
+
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+from pyproj import Transformer
+
+from ..datasets import Scenes
+
+Integers = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+#: Tells for patches of one scene (its number, first rows, first columns) which of them
+#: may be drawn.
+Allowed = Callable[[int, Integers, Integers], NDArray[np.bool_]]
+
+#: Relative difference in ground area between the patches of a scene to be evened out.
+UNEVEN = 0.01
+
+#: Places along each axis of a scene where the ground area of a patch is looked up.
+PROBES = 9
+
+
+class Ground:
+    """Evens out what patches of scenes have in common and how large they are.
+
+    Starts of patches that are drawn evenly over a scene's pixels favour ground that
+    several scenes show, and in a grid of degrees, or of Mercator's, ground near the
+    poles. A patch whose centre could as well be that of a patch of k - 1 other scenes
+    is kept with probability 1 / k, times its ground area over the largest of its scene.
+    """
+
+    def __init__(self, dataset: Scenes, size: int, allowed: Allowed) -> None:
+        """Initialize a new Ground instance.
+
+        Args:
+            dataset: Scenes that are drawn from.
+            size: Height and width of a patch in pixels.
+            allowed: Tells which patches may be drawn.
+        """
+        self.scenes = dataset.scenes
+        self.size = size
+        self.allowed = allowed
+        footprints = dataset.index.geometry.to_numpy()
+        self.tree = shapely.STRtree(footprints)
+        left, right = self.tree.query(footprints, predicate='intersects')
+        overlaps = np.zeros(len(self.scenes), dtype=np.bool_)
+        overlaps[left[left != right]] = True
+        #: Scenes that share ground with another.
+        self.overlaps = overlaps
+
+        areas = [self._probe(i) for i in range(len(self.scenes))]
+        #: Ground area of the largest patch of each scene, 0 where none fits.
+        self.largest: Floats = np.array([area.max(initial=0) for area in areas])
+        smallest = np.array([area.min(initial=np.inf) for area in areas])
+        #: Scenes whose patches differ in ground area.
+        self.uneven = smallest < (1 - UNEVEN) * self.largest
+
+    def chance(self, scenes: Integers, rows: Integers, cols: Integers) -> Floats:
+        """Find the probability with which to keep patches that were drawn.
+
+        Args:
+            scenes: Numbers of the scenes (n,).
+            rows: First rows of the patches (n,).
+            cols: First columns of the patches (n,).
+
+        Returns:
+            The probabilities (n,).
+        """
+        chance = np.ones(len(scenes))
+        for scene in np.unique(scenes[self.uneven[scenes]]):
+            here = scenes == scene
+            area = self._area(scene, rows[here], cols[here])
+            chance[here] = np.minimum(area / self.largest[scene], 1)
+        return chance / self._multiplicity(scenes, rows, cols)
+
+    def _multiplicity(self, scenes: Integers, rows: Integers, cols: Integers) -> Floats:
+        """Count the scenes of which a patch could be drawn with the same centre."""
+        number = np.ones(len(scenes))
+        lonlat = np.full((len(scenes), 2), np.nan)
+        for scene in np.unique(scenes[self.overlaps[scenes]]):
+            here = scenes == scene
+            centre = self.size / 2
+            lonlat[here] = self._lonlat(scene, rows[here] + centre, cols[here] + centre)
+        shared = np.flatnonzero(~np.isnan(lonlat[:, 0]))
+        points = shapely.points(lonlat[shared])
+        places, others = self.tree.query(points, predicate='intersects')
+        places = shared[places]
+        for other in np.unique(others):
+            here = places[(others == other) & (scenes[places] != other)]
+            scene = self.scenes[other]
+            transformer = _transformer('EPSG:4326', scene.crs.to_wkt())
+            x, y = transformer.transform(*lonlat[here].T)
+            a, b, c, d, e, f = (~scene.transform)[:6]
+            col = np.rint(a * x + b * y + c - self.size / 2).astype(np.int64)
+            row = np.rint(d * x + e * y + f - self.size / 2).astype(np.int64)
+            fits = (row >= 0) & (row <= scene.height - self.size)
+            fits &= (col >= 0) & (col <= scene.width - self.size)
+            here, row, col = here[fits], row[fits], col[fits]
+            number[here] += self.allowed(int(other), row, col)
+        return number
+
+    def _probe(self, scene: int) -> Floats:
+        """Look up the ground area of patches all over a scene."""
+        last_row = self.scenes[scene].height - self.size
+        last_col = self.scenes[scene].width - self.size
+        if min(last_row, last_col) < 0:
+            return np.zeros(0)
+        rows, cols = np.meshgrid(
+            np.linspace(0, last_row, PROBES), np.linspace(0, last_col, PROBES)
+        )
+        return self._area(scene, rows.ravel(), cols.ravel())
+
+    def _area(
+        self, scene: int, rows: Integers | Floats, cols: Integers | Floats
+    ) -> Floats:
+        """Ground area of patches, as a share of the sphere."""
+        corners = [(0, 0), (0, self.size), (self.size, self.size), (self.size, 0)]
+        places = [self._lonlat(scene, rows + row, cols + col) for row, col in corners]
+        lonlat = np.radians(np.stack(places))  # (4, n, 2)
+        # Lambert's cylindrical projection keeps areas; longitudes from the first corner
+        x = (lonlat[..., 0] - lonlat[0, :, 0] + np.pi) % (2 * np.pi) - np.pi
+        y = np.sin(lonlat[..., 1])
+        crossed = x * np.roll(y, -1, axis=0) - np.roll(x, -1, axis=0) * y
+        area: Floats = np.abs(crossed.sum(axis=0)) / (8 * np.pi)
+        return area
+
+    def _lonlat(
+        self, scene: int, rows: Integers | Floats, cols: Integers | Floats
+    ) -> Floats:
+        """Longitude and latitude (n, 2) of places in a scene."""
+        a, b, c, d, e, f = self.scenes[scene].transform[:6]
+        transformer = _transformer(self.scenes[scene].crs.to_wkt(), 'EPSG:4326')
+        x, y = a * cols + b * rows + c, d * cols + e * rows + f
+        return np.stack(transformer.transform(x, y), axis=-1)
+
+
+@lru_cache(maxsize=256)
+def _transformer(source: str, target: str) -> Transformer:
+    """Make a transformer once: that takes longer than to use it."""
+    return Transformer.from_crs(source, target, always_xy=True)

@@ -1,0 +1,124 @@
+# Copyright (c) torchgeo-cmid Contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""From a batch to two views, their masks, and where their cells and fill pixels lie."""
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor, nn
+from torchgeo.datasets.utils import Sample
+from torchgeo.tasks import BaseTask
+
+from ..models import Student
+from ..transforms import (
+    cell_grid,
+    default_views,
+    fill_with_valid_mean,
+    limit_values,
+    random_cell_mask,
+    warp_valid,
+)
+
+Pair = tuple[Tensor, Tensor]
+
+
+class ViewTask(BaseTask):
+    """Base of a task that learns from two masked views of each patch."""
+
+    student: Student
+    cells: int
+    augmentations: nn.Module | None
+    _default_views: nn.Module | None = None
+
+    def patches(self, batch: Sample) -> tuple[Pair, ...]:
+        """Take the patches for either view from a batch, fill pixels filled.
+
+        They are two seasons, or twice the same.
+
+        Args:
+            batch: ``image`` (B, C or 2 C, H, W) and, where fill pixels are known,
+                ``valid`` (B, 1, H, W) bool, False where there is no data.
+
+        Returns:
+            The patches, (B, C, H, W) each, and with ``valid`` their valid pixels, (B,
+            1, H, W) bool each, as :meth:`draw_views` takes them.
+
+        Raises:
+            ValueError: If the bands are not *in_channels*, or twice as many.
+        """
+        x: Tensor = batch['image']
+        x = x.to(torch.promote_types(self.student.mask_token.dtype, torch.float32))
+        valid: Tensor | None = batch.get('valid')
+        if valid is not None:  # before anything else sees them
+            x = fill_with_valid_mean(x, valid)
+        x = limit_values(x)
+        in_channels = self.hparams['in_channels']
+        if x.shape[1] == in_channels:
+            images = x, x
+        elif x.shape[1] == 2 * in_channels:
+            images = x[:, :in_channels], x[:, in_channels:]
+        else:
+            raise ValueError(
+                f'the batch has {x.shape[1]} bands: in_channels={in_channels} must be '
+                'that number, or half of it for two seasons in one image'
+            )
+        return (images,) if valid is None else (images, (valid, valid))
+
+    def draw_views(self, images: Pair, valid: Pair | None = None) -> tuple[Pair, ...]:
+        """Draw two views of each patch, their masks, and where their cells lie.
+
+        Args:
+            images: The patches for either view, (B, C, H, W) each.
+            valid: Their valid pixels, (B, 1, H, W) bool each. None: all are.
+
+        Returns:
+            Views, (B, C, S, S) each, masks of cells, (B, S/32, S/32) bool each, grids,
+            (B, h, w, 2) each, and with *valid* the valid pixels of the views, (B, 1, S,
+            S) bool each, as :meth:`compute_losses` takes them.
+        """
+        with torch.autocast(self.device.type, enabled=False):
+            views, transforms = self._augment(images, valid)
+        size, ratio = self.hparams['size'], self.hparams['mask_ratio']
+        batch_size = len(images[0])
+        masks = (
+            random_cell_mask(batch_size, self.cells, ratio, self.device),
+            random_cell_mask(batch_size, self.cells, ratio, self.device),
+        )
+        grids = (
+            cell_grid(transforms[0], size, self.student.map_size),
+            cell_grid(transforms[1], size, self.student.map_size),
+        )
+        if valid is None:
+            return views, masks, grids
+        valid = (
+            warp_valid(valid[0], transforms[0], size),
+            warp_valid(valid[1], transforms[1], size),
+        )
+        return views, masks, grids, valid
+
+    def _augment(self, images: Pair, valid: Pair | None) -> tuple[Pair, Pair]:
+        """Draw the views and their matrices by *augmentations*, or by our recipe."""
+        views: tuple[Pair, Pair]
+        if self.augmentations is not None:
+            views = self.augmentations(images)
+            return views
+        if self._default_views is None:
+            recipe = self._choose_recipe(images[0])
+            # no submodule: kornia's buffers are derived, no checkpoint must hold them
+            self.__dict__['_default_views'] = recipe.to(self.device)
+        assert self._default_views is not None
+        views = self._default_views(images, valid)
+        return views
+
+    def _choose_recipe(self, images: Tensor) -> nn.Module:
+        """Choose the recipe of the views from what is known of the values."""
+        datamodule = getattr(self.trainer, 'datamodule', None)
+        views, reason = default_views(
+            self.hparams['size'],
+            self.hparams['in_channels'],
+            mean=getattr(datamodule, 'mean', None),
+            std=getattr(datamodule, 'std', None),
+            observed=(float(images.min()), float(images.max())),
+        )
+        rank_zero_info(f'views: {reason}')
+        return views

@@ -38,9 +38,11 @@ minimum: $(STAMP)
 	VIRTUAL_ENV=build/minimum $(UV_INSTALL) --resolution lowest-direct -e '.[dev]'
 	build/minimum/bin/pytest -n 2
 
-## What the import hook costs.
+## What the import hook, a training step, and the published weights cost.
 benchmark: $(STAMP)
 	$(BIN)/python experiments/benchmarks/startup.py
+	$(BIN)/python experiments/benchmarks/training_step.py
+	$(BIN)/python experiments/benchmarks/conversion.py
 
 install: $(STAMP)
 

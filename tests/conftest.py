@@ -14,3 +14,21 @@ os.environ['OMP_NUM_THREADS'] = '1'
 os.environ['HF_HUB_OFFLINE'] = '1'
 # Figures are drawn to files.
 os.environ['MPLBACKEND'] = 'Agg'
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.published import write_cache
+
+
+@pytest.fixture(scope='session')
+def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache of torch.hub that holds the published backbones, with random values."""
+    hub, before = tmp_path_factory.mktemp('hub'), torch.hub.get_dir()
+    write_cache(hub)
+    torch.hub.set_dir(str(hub))
+    yield hub / 'checkpoints'
+    torch.hub.set_dir(before)

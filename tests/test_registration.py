@@ -10,7 +10,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import kornia.augmentation as K
 import pytest
+import timm
+import torch
 import yaml
 from torchgeo.main import main
 from torchgeo.models import api
@@ -141,3 +144,51 @@ def test_unknown_name() -> None:
         AttributeError, match="'torchgeo_cmid' has no attribute 'SimCLR'"
     ):
         torchgeo_cmid.SimCLR  # noqa: B018
+
+
+class TestUpstream:
+    """Why functions of other packages are wrapped: each fails when upstream changes.
+
+    Then the wrapper in registration.py can go.
+    """
+
+    def test_torchgeo_can_not_load_a_swin(self) -> None:
+        model = timm.create_model('swin_tiny_patch4_window7_224', num_classes=0)
+        original = utils.load_state_dict.__wrapped__  # type: ignore[attr-defined]
+        with pytest.raises(AttributeError, match='out_features'):
+            original(model, model.state_dict())
+
+    def test_torchgeo_can_not_read_our_checkpoints(self, tmp_path: Path) -> None:
+        state = {'student.backbone.conv1.weight': torch.zeros(1)}
+        hyper_parameters = {'model': 'resnet50'}
+        path = tmp_path / 'run.ckpt'
+        torch.save({'state_dict': state, 'hyper_parameters': hyper_parameters}, path)
+        original = utils.extract_backbone.__wrapped__  # type: ignore[attr-defined]
+        assert original(path) == ('resnet50', {})
+        assert utils.extract_backbone(str(path))[1].keys() == {'conv1.weight'}
+
+    def test_torchgeo_names_no_near_weights(self) -> None:
+        original = api.get_weight.__wrapped__  # type: ignore[attr-defined]
+        with pytest.raises(ValueError, match=r'cmid_swin is not a valid WeightsEnum$'):
+            original('cmid_swin')
+
+    def test_kornia_refuses_one_mask_for_two_dates(self) -> None:
+        augment = K.AugmentationSequential(
+            K.VideoSequential(K.RandomCrop((16, 16))), data_keys=None, keepdim=True
+        )
+        image = torch.rand(3, 2, 1, 64, 64)
+        batch = {'image': image, 'mask': image[:, 1]}  # the second date is the mask
+        original = type(augment).__call__.__wrapped__
+        with pytest.raises(ValueError, match='same number of frames'):
+            original(augment, batch)
+        output = augment(batch)
+        assert output['mask'].shape == (3, 1, 16, 16)
+        torch.testing.assert_close(output['mask'], output['image'][:, 1])
+
+    def test_other_masks_are_left_alone(self) -> None:
+        augment = K.AugmentationSequential(
+            K.RandomCrop((16, 16)), data_keys=None, keepdim=True
+        )
+        image = torch.rand(3, 1, 64, 64)
+        output = augment({'image': image, 'mask': image})
+        torch.testing.assert_close(output['mask'], output['image'])

@@ -6,7 +6,7 @@
 TorchGeo's command line finds a task or a data module by its class name, among the
 subclasses of ``BaseTask`` and ``BaseDataModule`` that have been imported: there it is
 enough to import ours. Models and weights go into the tables of TorchGeo, timm and smp,
-and three functions of TorchGeo, that refuse them, are wrapped.
+and functions that refuse them are wrapped: three of TorchGeo, one of kornia.
 """
 
 import difflib
@@ -30,8 +30,12 @@ def register(host: str) -> None:
 
 
 def _register_datamodules() -> None:
-    """Let the command line find our data modules."""
+    """Let the command line find our data modules, and change detection augment."""
+    from kornia.augmentation import AugmentationSequential
+
     from . import datamodules  # noqa: F401
+
+    _wrap(_augment_video, AugmentationSequential, name='__call__')
 
 
 def _register_models() -> None:
@@ -77,14 +81,15 @@ HOSTS: dict[str, Callable[[], None]] = {
 }
 
 
-def _wrap(wrapper: Callable[..., Any], *modules: Any) -> None:
+def _wrap(wrapper: Callable[..., Any], *modules: Any, name: str = '') -> None:
     """Wrap a function of other modules, once.
 
     Args:
-        wrapper: Takes the function and then its arguments; named as it is, after a _.
-        *modules: Where the function is known.
+        wrapper: Takes the function and then its arguments.
+        *modules: Modules or a class, where the function is known.
+        name: Name of the function. Empty: that of *wrapper* without the first _.
     """
-    name = wrapper.__name__.removeprefix('_')
+    name = name or wrapper.__name__.removeprefix('_')
     original = getattr(modules[0], name)
     if hasattr(original, 'wrapped_by_torchgeo_cmid'):
         return
@@ -96,6 +101,24 @@ def _wrap(wrapper: Callable[..., Any], *modules: Any) -> None:
     wrapped.wrapped_by_torchgeo_cmid = True  # type: ignore[attr-defined]
     for module in modules:
         setattr(module, name, wrapped)
+
+
+def _augment_video(
+    original: Callable[..., Any], self: Any, batch: Any, *args: Any, **kwargs: Any
+) -> Any:
+    """Augment a video and the one mask of all its frames.
+
+    TorchGeo's data modules for change detection give one mask for two dates, which
+    kornia 0.9 refuses: it gets as many copies as there are frames, and one comes back.
+    """
+    if isinstance(batch, dict) and self.contains_video_sequential and 'mask' in batch:
+        image, mask = batch['image'], batch['mask']
+        time = image.ndim - 4  # (T, C, H, W) or (B, T, C, H, W)
+        if mask.ndim == image.ndim - 1 and mask.shape[time] == 1:
+            frames = mask.repeat_interleave(image.shape[time], dim=time)
+            output = original(self, {**batch, 'mask': frames}, *args, **kwargs)
+            return {**output, 'mask': output['mask'].narrow(time, 0, 1)}
+    return original(self, batch, *args, **kwargs)
 
 
 def _get_weight(original: Callable[[str], 'WeightsEnum'], name: str) -> 'WeightsEnum':

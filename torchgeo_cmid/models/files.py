@@ -5,12 +5,25 @@
 
 import os
 import pickle
+import struct
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+
+# What the parsers of pickles and safetensors raise on bytes that are neither
+_PARSER_ERRORS = (
+    AttributeError,
+    EOFError,
+    LookupError,
+    RuntimeError,
+    SafetensorError,
+    TypeError,
+    ValueError,
+    struct.error,
+)
 
 
 def read_weights(path: str | os.PathLike[str], weights_only: bool = True) -> Any:
@@ -54,7 +67,7 @@ def read_weights(path: str | os.PathLike[str], weights_only: bool = True) -> Any
                 'replaced by empty stand-ins.'
             ) from error
         raise _no_checkpoint(path, error) from error
-    except (RuntimeError, EOFError, SafetensorError) as error:
+    except _PARSER_ERRORS as error:
         raise _no_checkpoint(path, error) from error
 
 

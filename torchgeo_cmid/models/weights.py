@@ -66,6 +66,24 @@ def get_state_dict(weights: WeightsEnum | str) -> StateDict:
     return state
 
 
+def holds_full_state(weights: Any) -> bool:
+    """Tell a full published pre-training state from every other kind of weights.
+
+    Args:
+        weights: A *weights* argument.
+
+    Returns:
+        Whether it is the path to a file with heads, queue and centre.
+    """
+    if not isinstance(weights, str) or not os.path.isfile(weights):
+        return False
+    content = read_weights(weights)
+    state = content.get('model', content) if isinstance(content, Mapping) else None
+    return isinstance(state, Mapping) and any(
+        name.startswith(_OFFICIAL_PREFIXES['student']) for name in state
+    )
+
+
 def is_ours(checkpoint: Any) -> bool:
     """Tell a Lightning checkpoint of a task of ours from one of TorchGeo's.
 

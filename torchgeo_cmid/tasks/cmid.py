@@ -26,7 +26,7 @@ from ..models.official import (
     load_official_state,
     unwrap_state,
 )
-from ..models.weights import load_backbone
+from ..models.weights import holds_full_state, load_backbone
 from ..transforms import expand_mask, fill_with_valid_mean, limit_values, take_matches
 from .distillation import DistillationTask
 
@@ -90,10 +90,11 @@ class CMID(DistillationTask):
             model: Name of the `timm
                 <https://huggingface.co/docs/timm/reference/models>`__ model to use; any
                 whose last features are a map.
-            weights: Initial backbone weights. Either a weight enum, the string
-                representation of a weight enum, True for timm's ImageNet weights, False
-                or None for random weights, or the path to a saved state dict or to a
-                checkpoint of this task.
+            weights: Initial weights. Either a weight enum, the string representation of
+                a weight enum, True for timm's ImageNet weights, False or None for
+                random weights, or a file: of a backbone, of a checkpoint of this task
+                (its student's backbone), or a full published state, with which heads,
+                queue and centre are taken over, too.
             in_channels: Number of bands. An image of twice as many bands is taken for
                 two seasons of one place, which become the two views.
             size: Height and width of a view in pixels.
@@ -160,6 +161,8 @@ class CMID(DistillationTask):
             )
         self.weights = weights
         super().__init__()
+        if isinstance(weights, str) and holds_full_state(weights):
+            self.load_official_checkpoint(weights)
         self.augmentations = augmentations
         self.cells = size // mask_patch_size
 

@@ -1,0 +1,260 @@
+# Copyright (c) torchgeo-cmid Contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""From a checkpoint to a file of a backbone, and from there into stock tasks."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from lightning.pytorch import Trainer
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+from torchgeo.tasks import ChangeDetection, Classification, SemanticSegmentation
+
+from tests.data.geotiff.data import generate
+from tests.published import make_full_state
+from torchgeo_cmid.datamodules import RasterFolderDataModule
+from torchgeo_cmid.models import export_backbone
+from torchgeo_cmid.tasks import CMID
+
+
+def small(model: str, **kwargs: Any) -> CMID:
+    """A task that trains fast."""
+    defaults = {'size': 64, 'hidden_dim': 16, 'num_prototypes': 8, 'queue_size': 4}
+    return CMID(model=model, **defaults | kwargs)
+
+
+@pytest.fixture(scope='module')
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of a run on six bands with our data module."""
+    folder = tmp_path_factory.mktemp('run')
+    generate(folder / 'scenes', bands=6, size=128)
+    datamodule = RasterFolderDataModule(
+        str(folder / 'scenes'), patch_size=64, batch_size=4, length=4
+    )
+    trainer = Trainer(
+        accelerator='cpu',
+        max_epochs=1,
+        limit_val_batches=0,
+        default_root_dir=folder,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(small('resnet50', in_channels=6), datamodule)
+    trainer.save_checkpoint(folder / 'last.ckpt')
+    return folder / 'last.ckpt'
+
+
+def student(checkpoint: Path, network: str = 'student') -> dict[str, Tensor]:
+    """Read the backbone from a checkpoint by hand."""
+    state = torch.load(checkpoint, weights_only=True)['state_dict']
+    prefix = f'{network}.backbone.'
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+
+
+def facts(path: Path) -> dict[str, Any]:
+    """Read the metadata of an exported file."""
+    with safe_open(path, 'pt') as file:
+        metadata = file.metadata()
+    assert metadata.pop('format') == 'pt'
+    return {name: json.loads(value) for name, value in metadata.items()}
+
+
+class TestExport:
+    @pytest.mark.parametrize('network', ['student', 'teacher'])
+    def test_by_plain_timm(
+        self, checkpoint: Path, network: Any, tmp_path: Path
+    ) -> None:
+        output = tmp_path / 'folder' / 'backbone.safetensors'
+        export_backbone(checkpoint, output, network=network)
+        known = facts(output)
+        model = timm.create_model(
+            known['model'], num_classes=0, in_chans=known['in_channels']
+        )
+        model.load_state_dict(load_file(output))
+        expected = student(checkpoint, network)
+        assert all(torch.equal(v, expected[k]) for k, v in model.state_dict().items())
+        content = torch.load(checkpoint, weights_only=True)
+        normalization = content['RasterFolderDataModule']['normalization']
+        assert known == {
+            'model': 'resnet50',
+            'in_channels': 6,
+            'size': 64,
+            'network': network,
+            'bands': list(normalization['bands']),
+            'mean': pytest.approx(normalization['mean']),
+            'std': pytest.approx(normalization['std']),
+        }
+        assert [path.name for path in output.parent.iterdir()] == [output.name]
+
+    def test_command(self, checkpoint: Path, tmp_path: Path) -> None:
+        output = tmp_path / 'backbone.safetensors'
+        command = ['-m', 'torchgeo_cmid.export', checkpoint, output]
+        subprocess.run([sys.executable, *command, '--network=teacher'], check=True)
+        assert facts(output)['network'] == 'teacher'
+
+    @pytest.mark.parametrize('model', ['cmid_resnet50', 'cmid_swin_b'])
+    def test_published_file(self, model: str, published: Path, tmp_path: Path) -> None:
+        output = tmp_path / 'backbone.safetensors'
+        export_backbone(published / f'{model}_millionaid.pth', output)
+        known = facts(output)
+        assert known['bands'] == ['R', 'G', 'B']
+        assert known['mean'] == [0.33797, 0.3605, 0.3348]
+        timm_model = timm.create_model(known['model'], num_classes=0)
+        timm_model.load_state_dict(load_file(output))
+
+    def test_full_published_file(self, tmp_path: Path) -> None:
+        """Also one that pickles what is no tensor, if the caller trusts it."""
+        state = make_full_state('cmid_resnet50')
+        path, output = tmp_path / 'full.pth', tmp_path / 'teacher.safetensors'
+        torch.save({'model': state, 'args': Path('x')}, path)
+        with pytest.raises(ValueError, match=r'full\.pth.*weights_only=False'):
+            export_backbone(path, output, network='teacher')
+        export_backbone(path, output, network='teacher', weights_only=False)
+        stem = load_file(output)['conv1.weight']
+        assert torch.equal(stem, state['branch_encoder.conv1.weight'])
+
+    def test_given_facts(self, published: Path, tmp_path: Path) -> None:
+        path = published / 'cmid_resnet50_millionaid.pth'
+        output = tmp_path / 'backbone.safetensors'
+        export_backbone(path, output, bands=['IR', 'R', 'G'], mean=[0, 0, 0])
+        assert facts(output)['bands'] == ['IR', 'R', 'G']
+        assert facts(output)['mean'] == [0, 0, 0]
+        with pytest.raises(ValueError, match=r"bands=\['R'\] must have 3 values"):
+            export_backbone(path, tmp_path / 'other.safetensors', bands=['R'])
+
+    def test_nothing_is_overwritten(self, checkpoint: Path, tmp_path: Path) -> None:
+        output = tmp_path / 'mine.safetensors'
+        output.write_text('mine')
+        with pytest.raises(FileExistsError, match=r'mine\.safetensors.* exists'):
+            export_backbone(checkpoint, output)
+        assert output.read_text() == 'mine'
+
+    def test_other_suffix(self, checkpoint: Path, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match=r'must end with \.safetensors'):
+            export_backbone(checkpoint, tmp_path / 'backbone.pth')
+
+    def test_something_else(self, tmp_path: Path) -> None:
+        torch.save({'weight': torch.zeros(1)}, tmp_path / 'linear.pth')
+        with pytest.raises(ValueError, match=r'linear\.pth.*neither'):
+            export_backbone(tmp_path / 'linear.pth', tmp_path / 'out.safetensors')
+
+
+class TestStockTasks:
+    """A checkpoint of ours, and an exported file, go into stock tasks."""
+
+    @pytest.fixture(params=['checkpoint', 'exported'])
+    def weights(
+        self, request: pytest.FixtureRequest, checkpoint: Path, tmp_path: Path
+    ) -> str:
+        if request.param == 'checkpoint':
+            return str(checkpoint)
+        export_backbone(checkpoint, tmp_path / 'backbone.safetensors')
+        return str(tmp_path / 'backbone.safetensors')
+
+    def assert_loaded(self, checkpoint: Path, state: dict[str, Tensor]) -> None:
+        expected = student(checkpoint)
+        assert expected.keys() <= state.keys()
+        assert all(torch.equal(state[name], expected[name]) for name in expected)
+
+    @pytest.mark.parametrize('model', ['resnet50', 'cmid_resnet50'])
+    def test_classification(self, checkpoint: Path, weights: str, model: str) -> None:
+        task = Classification(
+            model=model, weights=weights, in_channels=6, num_classes=3
+        )
+        self.assert_loaded(checkpoint, task.model.state_dict())
+
+    @pytest.mark.parametrize('backbone', ['resnet50', 'cmid_resnet50'])
+    @pytest.mark.parametrize('model', ['unet', 'upernet'])
+    def test_segmentation(
+        self, checkpoint: Path, weights: str, model: Any, backbone: str
+    ) -> None:
+        task = SemanticSegmentation(
+            model=model,
+            backbone=backbone,
+            weights=weights,
+            in_channels=6,
+            num_classes=3,
+        )
+        self.assert_loaded(checkpoint, task.model.encoder.state_dict())
+
+    def test_change_detection(self, checkpoint: Path, weights: str) -> None:
+        """Two dates of our bands, stacked."""
+        stem = student(checkpoint)['conv1.weight']
+        task = ChangeDetection(
+            model='unet', backbone='cmid_resnet50', weights=weights, in_channels=6
+        )
+        expected = torch.cat([stem, stem], dim=1) / 2
+        assert torch.equal(task.model.encoder.conv1.weight, expected)
+
+    def test_torchgeos_own_checkpoints(self, tmp_path: Path) -> None:
+        """What TorchGeo reads itself is read as before."""
+        task = Classification(model='resnet18', num_classes=3)
+        trainer = Trainer(
+            accelerator='cpu', logger=False, enable_model_summary=False, max_epochs=0
+        )
+        trainer.strategy.connect(task)
+        trainer.save_checkpoint(tmp_path / 'theirs.ckpt')
+        again = Classification(
+            model='resnet18', num_classes=3, weights=str(tmp_path / 'theirs.ckpt')
+        )
+        assert torch.equal(again.model.conv1.weight, task.model.conv1.weight)
+
+
+class TestBadInput:
+    """Stock tasks end with one clear error, and nothing is loaded."""
+
+    def test_wrong_backbone(self, published: Path) -> None:
+        for kwargs in (
+            {'model': 'cmid_resnet50', 'weights': 'cmid_swin_b'},
+            {'model': 'cmid_swin_b', 'weights': 'cmid_resnet50'},
+        ):
+            with pytest.raises(ValueError, match='does not fit this backbone'):
+                Classification(num_classes=3, **kwargs)
+            kwargs['backbone'] = kwargs.pop('model')
+            with pytest.raises(ValueError, match='does not fit this backbone'):
+                SemanticSegmentation(num_classes=3, **kwargs)
+
+    def test_wrong_stock_backbone(self, published: Path) -> None:
+        with pytest.raises(ValueError, match=r'no tensor conv1\.weight.*ResNet'):
+            Classification(model='resnet50', weights='cmid_swin_b', num_classes=3)
+
+    @pytest.mark.parametrize('in_channels', [2, 5, 6, 7])
+    @pytest.mark.parametrize('model', ['cmid_resnet50', 'cmid_swin_b'])
+    def test_band_count(self, model: str, in_channels: int, published: Path) -> None:
+        with pytest.raises(ValueError, match=rf'in_channels is {in_channels}.*adapt_b'):
+            Classification(
+                model=model, weights=model, in_channels=in_channels, num_classes=3
+            )
+
+    @pytest.mark.parametrize(
+        ('content', 'match'),
+        [
+            (b'<html>gone</html>', 'web page'),
+            (b'', 'only a part of one'),
+            (b'PK\x03\x04 and no more', 'only a part of one'),
+            (b'GIF89a', 'no PyTorch checkpoint'),
+        ],
+    )
+    @pytest.mark.parametrize('suffix', ['pth', 'safetensors'])
+    def test_files(
+        self, content: bytes, match: str, suffix: str, tmp_path: Path
+    ) -> None:
+        path = tmp_path / f'file.{suffix}'
+        path.write_bytes(content)
+        for call in (
+            lambda: Classification(
+                model='cmid_resnet50', weights=str(path), num_classes=3
+            ),
+            lambda: small('resnet18', weights=str(path)),
+        ):
+            with pytest.raises(ValueError, match=match):
+                call()

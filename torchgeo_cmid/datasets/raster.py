@@ -7,7 +7,8 @@ import atexit
 import math
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -92,7 +93,8 @@ class Source:
 
     def has_fill(self) -> bool:
         """Tell whether pixels may be fill."""
-        flags = open_raster(self.path, self.grid).mask_flag_enums
+        with _refused(self.path):
+            flags = open_raster(self.path, self.grid).mask_flag_enums
         declared = any(flags[i - 1] != [MaskFlags.all_valid] for i in self.indexes)
         return self.nodata is not None or declared
 
@@ -194,46 +196,8 @@ def check_raster(path: str) -> Grid:
     if not is_remote(path) and not os.path.isfile(path):
         kind = 'a pipe, socket or device' if os.path.exists(path) else 'a broken link'
         raise OSError(f'{path!r}: {kind}; replace, remove or exclude it')
-    try:
-        src = open_raster(path)
-    except UnicodeEncodeError as error:
-        raise OSError(f'{path!r}: its name is not UTF-8; rename it') from error
-    except (RasterioError, CPLE_BaseError) as error:
-        raise OSError(
-            f'{path}: not a readable raster; replace, remove or exclude it ({error})'
-        ) from error
-
-    if src.count == 0:
-        names = f', but holds {src.subdatasets}: name one of them' * bool(
-            src.subdatasets
-        )
-        raise ValueError(f'{path}: has no bands{names}')
-    if src.crs is None or src.transform.is_identity:
-        lacking = 'coordinate reference system' if src.crs is None else 'geotransform'
-        raise ValueError(
-            f'{path}: no {lacking}; georeference the file, for example with gdal_edit'
-        )
-    if not np.isfinite(src.transform).all() or src.transform.determinant == 0:
-        raise ValueError(
-            f'{path}: its geotransform {tuple(src.transform)[:6]} makes pixels without '
-            'size or place; correct it, for example with gdal_edit'
-        )
-    if any(np.dtype(dtype).kind not in 'iuf' for dtype in src.dtypes):
-        raise ValueError(
-            f'{path}: pixels are {src.dtypes[0]}; integers or floats are needed'
-        )
-    rows, cols = _decoded_at_once(src)
-    layers = src.count if src.profile.get('interleave') == 'pixel' else 1
-    size = rows * cols * layers * np.dtype(src.dtypes[0]).itemsize
-    if size > MAX_BLOCK_BYTES:
-        raise ValueError(
-            f'{path}: its blocks of {rows} x {cols} pixels take {size / 2**20:.0f} MiB '
-            f'each, more than the {MAX_BLOCK_BYTES / 2**20:.0f} MiB that one patch may '
-            'cost; convert it to a COG with gdal_translate -of COG'
-        )
-    if src.driver == 'GTiff' and not is_remote(path):
-        _check_whole(src)
-    return Grid(src.crs, src.transform, src.height, src.width)
+    with _refused(path):
+        return _check(path)
 
 
 def band_indexes(
@@ -260,7 +224,8 @@ def band_indexes(
         raise ValueError(
             f'{path}: claims {src.count} bands; name those to read with bands'
         )
-    colors = src.colorinterp
+    with _refused(path):
+        colors, described = src.colorinterp, src.descriptions
     images = [i for i in src.indexes if colors[i - 1] != ColorInterp.alpha]
     if names is not None and len(names) != len(images):
         raise ValueError(
@@ -272,7 +237,7 @@ def band_indexes(
             raise ValueError(f'{path}: has no band but alpha')
         return tuple(images)
     known: dict[int | str, int] = {
-        name: i for i, name in enumerate(src.descriptions, 1) if name
+        name: i for i, name in enumerate(described, 1) if name
     }
     known |= dict(zip(names or (), images if names else (), strict=True))
     known |= {i: i for i in src.indexes}
@@ -319,6 +284,55 @@ def _open(path: str, grid: Grid | None, pid: int) -> DatasetReader | WarpedVRT:
         # check_raster refuses such files, by name
         warnings.simplefilter('ignore', NotGeoreferencedWarning)
         return rasterio.open(path, driver=driver)
+
+
+@contextmanager
+def _refused(path: str) -> Iterator[None]:
+    """Say which file GDAL cannot make sense of."""
+    try:
+        yield
+    except UnicodeEncodeError as error:
+        raise OSError(f'{path!r}: its name is not UTF-8; rename it') from error
+    except (RasterioError, CPLE_BaseError) as error:
+        raise OSError(
+            f'{path}: not a readable raster; replace, remove or exclude it ({error})'
+        ) from error
+
+
+def _check(path: str) -> Grid:
+    """Check what GDAL tells of a file."""
+    src = open_raster(path)
+    if src.count == 0:
+        names = f', but holds {src.subdatasets}: name one of them' * bool(
+            src.subdatasets
+        )
+        raise ValueError(f'{path}: has no bands{names}')
+    if src.crs is None or src.transform.is_identity:
+        lacking = 'coordinate reference system' if src.crs is None else 'geotransform'
+        raise ValueError(
+            f'{path}: no {lacking}; georeference the file, for example with gdal_edit'
+        )
+    if not np.isfinite(src.transform).all() or src.transform.determinant == 0:
+        raise ValueError(
+            f'{path}: its geotransform {tuple(src.transform)[:6]} makes pixels without '
+            'size or place; correct it, for example with gdal_edit'
+        )
+    if any(np.dtype(dtype).kind not in 'iuf' for dtype in src.dtypes):
+        raise ValueError(
+            f'{path}: pixels are {src.dtypes[0]}; integers or floats are needed'
+        )
+    rows, cols = _decoded_at_once(src)
+    layers = src.count if src.profile.get('interleave') == 'pixel' else 1
+    size = rows * cols * layers * np.dtype(src.dtypes[0]).itemsize
+    if size > MAX_BLOCK_BYTES:
+        raise ValueError(
+            f'{path}: its blocks of {rows} x {cols} pixels take {size / 2**20:.0f} MiB '
+            f'each, more than the {MAX_BLOCK_BYTES / 2**20:.0f} MiB that one patch may '
+            'cost; convert it to a COG with gdal_translate -of COG'
+        )
+    if src.driver == 'GTiff' and not is_remote(path):
+        _check_whole(src)
+    return Grid(src.crs, src.transform, src.height, src.width)
 
 
 def _decoded_at_once(src: DatasetReader) -> tuple[int, int]:

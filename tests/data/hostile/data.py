@@ -57,7 +57,7 @@ class Trap:
         return open, (self.path, 'w')
 
 
-def set_tag(path: Path, tag: int, value: int, kind: int = LONG) -> None:
+def set_tag(path: Path, tag: int, value: int, kind: int | None = None) -> None:
     """Overwrite the (first) value of a tag in the first directory of a TIFF."""
     data = bytearray(path.read_bytes())
     (start,) = struct.unpack_from('<I', data, 4)
@@ -70,21 +70,24 @@ def set_tag(path: Path, tag: int, value: int, kind: int = LONG) -> None:
         if count * size > 4:  # the values lie elsewhere
             (place,) = struct.unpack_from('<I', data, entry + 8)
             form = {SHORT: 'H', LONG: 'I'}[old]
+            struct.pack_into('<H', data, entry + 2, kind or old)
             struct.pack_into(f'<{count}{form}', data, place, *[value] * count)
         else:
-            struct.pack_into('<HHII', data, entry, tag, kind, 1, value)
+            struct.pack_into('<HHII', data, entry, tag, kind or LONG, 1, value)
         path.write_bytes(data)
         return
     raise KeyError(tag)
 
 
-def tagged(tags: dict[int, int], **scene: Any) -> Callable[[Path], None]:
+def tagged(
+    tags: dict[int, int], kind: int | None = None, **scene: Any
+) -> Callable[[Path], None]:
     """A scene, some of whose tags were overwritten."""
 
     def write(path: Path) -> None:
         write_scene(path, **{'bands': 1, **scene})
         for tag, value in tags.items():
-            set_tag(path, tag, value)
+            set_tag(path, tag, value, kind)
 
     return write
 
@@ -200,19 +203,10 @@ def bomb(path: Path) -> None:
 
 def tile_bomb(path: Path) -> None:
     """Tiles that claim 32,768 x 32,768 pixels."""
-    profile = {'count': 1, 'height': 64, 'width': 64, 'dtype': 'uint8'}
-    with rasterio.open(
-        path,
-        'w',
-        driver='GTiff',
-        crs='EPSG:32621',
-        transform=Affine(30, 0, 700_000, 0, -30, 7_200_000),
-        tiled=True,
-        blockxsize=64,
-        blockysize=64,
-        compress='deflate',
-        **profile,
-    ) as file:
+    with rasterio.open(write_scene(path, bands=1, dtype='uint8')) as file:
+        profile = file.profile
+    profile.update(compress='deflate', tiled=True, blockxsize=64, blockysize=64)
+    with rasterio.open(path, 'w', **profile) as file:
         file.write(np.zeros((1, 64, 64), dtype=np.uint8))
     for tag in (WIDTH, LENGTH, TILE_WIDTH, TILE_LENGTH):
         set_tag(path, tag, 32_768)
@@ -275,7 +269,7 @@ def matrix(*values: float) -> Callable[[Path], object]:
 
 
 def flipped(seed: int) -> Callable[[Path], None]:
-    """A compressed scene with random bytes in its directory."""
+    """A scene with random bytes in its directory."""
 
     def write(path: Path) -> None:
         rng = np.random.default_rng(seed)
@@ -321,6 +315,7 @@ BAD: dict[str, Case] = {
     'cut at a percent': Case(cut(0.005), NO_RASTER),
     'cut in half': Case(cut(0.5), 'truncated, it has'),
     'cut at the end': Case(cut(0.999), 'truncated, it has'),
+    'offsets of text': Case(tagged({OFFSETS: 8}, kind=2, size=256), NO_RASTER),
     'strips beyond the end': Case(tagged({OFFSETS: 2**31}), 'truncated|unreadable'),
     # sizes
     '0 x N': Case(tagged({WIDTH: 0}), NO_RASTER),

@@ -186,7 +186,7 @@ def load_strictly(
         ValueError: If a tensor is missing, unexpected or of another shape; all are
             named, and the model is left as it was.
     """
-    expected = model.state_dict()
+    expected, given = model.state_dict(), [*state]
     config: Any = getattr(model, 'pretrained_cfg', None) or {}
     classifier = _prefixes(config.get('classifier'))
     state = {
@@ -209,13 +209,16 @@ def load_strictly(
         for name, tensor in expected.items()
         if name in state and state[name].shape != tensor.shape
     ]
+    if 2 * len(state.keys() & expected.keys()) < len(expected):
+        raise ValueError(
+            f"'{source}' does not fit this backbone: most of its {len(given)} tensors "
+            f'({", ".join(given[:3])}, ...) are not even named as those of the timm '
+            f'model ({", ".join([*expected][:3])}, ...)'
+        )
     if problems:
-        what = 'does not fit this backbone'
-        if 2 * len(state.keys() & expected.keys()) < len(expected):
-            what += (
-                ', most of its tensors are not even named as those of the timm model'
-            )
-        raise ValueError(f"'{source}' {what}:\n  " + '\n  '.join(problems))
+        raise ValueError(
+            f"'{source}' does not fit this backbone:\n  " + '\n  '.join(problems)
+        )
     nn.Module.load_state_dict(model, state, strict=False)  # encoders have their own
     return head
 

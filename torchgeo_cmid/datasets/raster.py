@@ -35,6 +35,9 @@ MAX_BANDS = 4096
 #: Largest block that GDAL may have to decode for a single pixel, in bytes.
 MAX_BLOCK_BYTES = 2**29
 
+#: Data types that float32 holds without loss.
+EXACT = {'uint8', 'int8', 'uint16', 'int16', 'float32'}
+
 #: Blocks whose place in a GeoTIFF is looked up, to find out whether it is whole.
 CHECKED_BLOCKS = 64
 
@@ -98,14 +101,17 @@ class Source:
         declared = any(flags[i - 1] != [MaskFlags.all_valid] for i in self.indexes)
         return self.nodata is not None or declared
 
-    def read(self, window: Window) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
+    def read(
+        self, window: Window, image: NDArray[np.float32] | None = None
+    ) -> NDArray[np.bool_]:
         """Read a window.
 
         Args:
             window: The window.
+            image: Where to put the pixels (C, H, W).
 
         Returns:
-            The pixels (C, H, W) as stored, and where no band is fill (H, W).
+            Where no band is fill (H, W).
 
         Raises:
             OSError: If the file cannot be read there.
@@ -113,12 +119,14 @@ class Source:
         """
         try:
             src = open_raster(self.path, self.grid)
-            data = src.read(self.indexes, window=window)
+            # straight to float32 where that is exact: it saves a copy of all bands
+            exact = image is not None and set(src.dtypes) <= EXACT
+            data = src.read(self.indexes, window=window, out=image if exact else None)
         except (RasterioError, CPLE_BaseError) as error:
             raise self._unreadable(window, error) from error
         valid = self._valid(src, window, data)
 
-        if data.dtype.kind == 'f':
+        if src.dtypes[0][0] == 'f':
             largest = np.finfo(np.float32).max  # what is larger has no float32
             usable = (np.abs(data) <= largest).all(axis=0)
             if not usable[valid].all():
@@ -127,7 +135,10 @@ class Source:
                     'declared as no data; for NaN set nodata to .nan, or repair the '
                     'file'
                 )
-        return data, valid
+        if image is not None and not exact:
+            with np.errstate(over='ignore'):  # fill that is too large becomes infinite
+                image[:] = data
+        return valid
 
     def valid(self, window: Window) -> NDArray[np.bool_]:
         """Tell where no band is fill, reading no more than that takes.
@@ -144,7 +155,7 @@ class Source:
         """
         src = open_raster(self.path, self.grid)
         if self.nodata is not None or any(dtype[0] == 'f' for dtype in src.dtypes):
-            return self.read(window)[1]
+            return self.read(window)
         return self._valid(src, window, None)
 
     def _valid(

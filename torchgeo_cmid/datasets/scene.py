@@ -201,13 +201,11 @@ class Scene:
         valid = np.ones((size, size), dtype=np.bool_)
         first = 0
         for source in self.sources:
-            data, mask = source.read(window)
-            with np.errstate(over='ignore'):  # fill that is too large becomes infinite
-                image[first : first + len(data)] = data
-            valid &= mask
-            first += len(data)
+            last = first + len(source.indexes)
+            valid &= source.read(window, image[first:last])
+            first = last
         if self.scale != 1 or self.offset != 0:
-            with np.errstate(over='ignore', invalid='ignore'):  # fill, as above
+            with np.errstate(over='ignore', invalid='ignore'):  # fill
                 image = image * np.float32(self.scale) + np.float32(self.offset)
         return image, valid
 

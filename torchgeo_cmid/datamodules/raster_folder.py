@@ -17,6 +17,7 @@ from torchgeo.datasets.utils import Sample
 from ..datasets import Patch, Scenes, Sensor, split_by_area
 from ..datasets.scene import EQUAL_AREA
 from ..samplers import GriddedScenePatchSampler, RandomScenePatchSampler
+from .loader import ResumableDataLoader
 from .normalization import Normalization
 
 
@@ -123,6 +124,8 @@ class RasterFolderDataModule(BaseDataModule):
         self.given = None if mean is None or std is None else (mean, std)
         self.normalization: Normalization | None = None
         self.seed: int | None = None
+        self._place: dict[str, int] | None = None
+        self._train_loader: ResumableDataLoader | None = None
 
     @property
     def in_channels(self) -> int:
@@ -201,7 +204,13 @@ class RasterFolderDataModule(BaseDataModule):
         Returns:
             The loader of training samples.
         """
-        return self._dataloader(self.train_sampler, drop_last=True)
+        loader = self._dataloader(
+            ResumableDataLoader, self.train_sampler, drop_last=True
+        )
+        if self._place is not None:
+            loader.load_state_dict(self._place)
+        self._train_loader = loader
+        return loader
 
     def val_dataloader(self) -> DataLoader[Sample] | list[DataLoader[Sample]]:
         """Load a grid of patches on the ground set aside for validation.
@@ -211,21 +220,26 @@ class RasterFolderDataModule(BaseDataModule):
         """
         if self.val_split == 0:
             return []
-        return self._dataloader(self.val_sampler, drop_last=False)
+        return self._dataloader(DataLoader, self.val_sampler, drop_last=False)
 
     def state_dict(self) -> dict[str, Any]:
-        """Put the seed and the statistics into a checkpoint.
+        """Put the seed, the place in the epoch and the statistics into a checkpoint.
 
         Returns:
             Plain values.
         """
         state: dict[str, Any] = {'seed': self.seed}
+        if self._train_loader is not None:
+            state['place'] = self._train_loader.state_dict()
         if self.normalization is not None:
             state['normalization'] = asdict(self.normalization)
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the seed and the statistics of a checkpoint.
+        """Take the seed, the place in the epoch and the statistics of a checkpoint.
+
+        Lightning restores the place of a loader only where that has not been made yet,
+        and the schedules need its length before.
 
         Args:
             state_dict: What :meth:`state_dict` gave.
@@ -234,6 +248,7 @@ class RasterFolderDataModule(BaseDataModule):
             ValueError: If it was made with other bands.
         """
         self.seed = self.train_sampler.seed = state_dict['seed']
+        self._place = state_dict.get('place')
         if self.given is None and 'normalization' in state_dict:
             normalization = Normalization(**state_dict['normalization'])
             if list(normalization.bands) != list(self.scenes.bands):
@@ -243,9 +258,9 @@ class RasterFolderDataModule(BaseDataModule):
                 )
             self._normalize(normalization)
 
-    def _dataloader(
-        self, sampler: Sampler[Patch], drop_last: bool
-    ) -> DataLoader[Sample]:
+    def _dataloader[Loader: DataLoader[Sample]](
+        self, kind: type[Loader], sampler: Sampler[Patch], drop_last: bool
+    ) -> Loader:
         """Load the patches of a sampler, with the statistics at hand."""
         normalization = self.normalization
         if normalization is None:
@@ -255,7 +270,7 @@ class RasterFolderDataModule(BaseDataModule):
             folder = self.trainer.log_dir  # asked for by every process
             if folder is not None and self.trainer.is_global_zero:
                 normalization.save(os.path.join(folder, 'normalization.json'))
-        return DataLoader(
+        return kind(
             dataset=self.scenes,
             batch_size=self.batch_size,
             sampler=sampler,

@@ -82,6 +82,8 @@ class RandomScenePatchSampler(DistributedSampler[Patch]):
         self.total_size = self.num_samples * num_replicas
         self.size = size
         self.allowed = allowed
+        #: Patches of the next epoch that are left out, having been seen before.
+        self.first = 0
 
         # Ground area on which a patch can start, 0 where none can lie.
         self.scenes = dataset.scenes
@@ -118,7 +120,9 @@ class RandomScenePatchSampler(DistributedSampler[Patch]):
                 )
             missing = self.total_size - len(drawn)
             number = min(max(number, missing * tried // max(len(drawn), 1)), ROUND)
-        for scene, row, col in drawn[self.rank : self.total_size : self.num_replicas]:
+        own = drawn[self.rank : self.total_size : self.num_replicas]
+        first, self.first = self.first, 0
+        for scene, row, col in own[first:]:
             yield Patch(int(scene), int(row), int(col), self.size)
 
     def _draw(self, rng: np.random.Generator, number: int) -> Integers:

@@ -11,6 +11,7 @@ from typing import Any
 
 import lightning.pytorch.utilities.types
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from timm.optim import create_optimizer_v2
 from torch import Tensor
@@ -21,6 +22,8 @@ from .. import schedules
 from ..distributed import world_size
 from ..metrics import RankMe
 from .finite import require_finite
+from .interruption import SaveOnSigterm, protect, refuse_old_run
+from .randomness import seeded
 from .views import ViewTask
 
 Pair = tuple[Tensor, Tensor]
@@ -38,6 +41,7 @@ class DistillationTask(ViewTask):
     monitor = 'train_loss'
 
     total_steps = 1
+    seed = 0
     _data_wait = 0.0
     _step_started = _step_ended = 0.0
 
@@ -61,6 +65,19 @@ class DistillationTask(ViewTask):
         """Initialize the effective rank of the embedding."""
         self.rank_me = RankMe()
 
+    def prepare_data(self) -> None:
+        """Refuse to overwrite an earlier run, before anything is written."""
+        if self.trainer.training:
+            refuse_old_run(self.trainer)
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Save a checkpoint when a scheduler asks the run to end.
+
+        Returns:
+            The callback that does.
+        """
+        return [SaveOnSigterm()]
+
     def setup(self, stage: str) -> None:
         """Compare the bands of the data module with those of the model.
 
@@ -70,6 +87,9 @@ class DistillationTask(ViewTask):
         Raises:
             ValueError: If they differ.
         """
+        protect(self.trainer)
+        # the same in all processes; a checkpoint brings its own
+        self.seed = self.trainer.strategy.broadcast(torch.initial_seed())
         datamodule = getattr(self.trainer, 'datamodule', None)
         bands = getattr(datamodule, 'in_channels', None)
         if bands is not None and bands != self.hparams['in_channels']:
@@ -150,9 +170,9 @@ class DistillationTask(ViewTask):
                 'or drop the last batch of an epoch'
             )
         temperature = self.current_teacher_temperature
-        losses = self.compute_losses(
-            *self.draw_views(*patches), teacher_temperature=temperature
-        )
+        with seeded(self.device, *self._numbers(batch_idx)):
+            drawn = self.draw_views(*patches)
+        losses = self.compute_losses(*drawn, teacher_temperature=temperature)
         require_finite(self.trainer, losses, batch)
         self.log_dict(
             {f'train_{name}': value.detach() for name, value in losses.items()}
@@ -166,6 +186,26 @@ class DistillationTask(ViewTask):
         )
         self._warn_of_degenerate_assignments(losses)
         return losses['loss']
+
+    def _numbers(self, batch_idx: int) -> tuple[int, ...]:
+        """What the views and masks of a batch follow from."""
+        return self.seed, self.current_epoch, batch_idx, self.global_rank
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put the seed of the views and masks into a checkpoint.
+
+        Args:
+            checkpoint: The checkpoint.
+        """
+        checkpoint['seed'] = self.seed
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with the seed of a checkpoint.
+
+        Args:
+            checkpoint: The checkpoint.
+        """
+        self.seed = checkpoint.get('seed', self.seed)
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None
@@ -195,9 +235,7 @@ class DistillationTask(ViewTask):
             dataloader_idx: Index of the current dataloader.
         """
         patches = self.patches(batch)
-        devices = [self.device] if self.device.type == 'cuda' else []
-        with torch.random.fork_rng(devices):
-            torch.manual_seed(batch_idx)
+        with seeded(self.device, batch_idx):
             drawn = self.draw_views(*patches)
         losses = self.compute_losses(
             *drawn, teacher_temperature=self.current_teacher_temperature

@@ -1,0 +1,76 @@
+# Copyright (c) torchgeo-cmid Contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""A small run that tests start as a process of its own, to kill it."""
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from torchgeo_cmid.datamodules import RasterFolderDataModule
+from torchgeo_cmid.tasks import CMID
+
+STEPS = 8
+
+
+class Slow(Callback):
+    """Takes its time, so that a signal comes in the middle."""
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        """Wait."""
+        time.sleep(0.3)
+
+
+def run(
+    scenes: Path,
+    folder: Path,
+    resume: Path | None = None,
+    *,
+    workers: int = 0,
+    slow: bool = False,
+    **kwargs: Any,
+) -> tuple[CMID, Trainer]:
+    """Train two epochs of four steps, and keep the checkpoint of each step."""
+    seed_everything(1)
+    datamodule = RasterFolderDataModule(
+        str(scenes), patch_size=64, batch_size=2, length=8, num_workers=workers
+    )
+    task = CMID(
+        model='resnet18',
+        size=64,
+        queue_size=16,
+        hidden_dim=16,
+        num_prototypes=8,
+        lr=1e-3,
+    )
+    checkpoints = ModelCheckpoint(
+        folder / 'checkpoints',
+        filename='{step}',
+        every_n_train_steps=1,
+        save_top_k=-1,
+        save_last=True,
+    )
+    trainer = Trainer(
+        accelerator='cpu',
+        max_epochs=2,
+        logger=False,
+        default_root_dir=folder,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[checkpoints, *([Slow()] if slow else [])],
+        **kwargs,
+    )
+    trainer.fit(task, datamodule, ckpt_path=None if resume is None else str(resume))
+    return task, trainer
+
+
+if __name__ == '__main__':
+    parser = argparse.ArgumentParser()
+    parser.add_argument('scenes', type=Path)
+    parser.add_argument('folder', type=Path)
+    args = parser.parse_args()
+    run(args.scenes, args.folder, slow=True)

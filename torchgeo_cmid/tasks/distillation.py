@@ -18,9 +18,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchgeo.datasets.utils import Sample
 
 from .. import schedules
-from ..distributed import world_size
+from ..distributed import global_means, world_size
 from ..metrics import RankMe
 from .finite import require_finite
+from .processes import has_fused_activations, prepare_strategy, start_process
 from .views import ViewTask
 
 Pair = tuple[Tensor, Tensor]
@@ -68,8 +69,10 @@ class DistillationTask(ViewTask):
             stage: Either 'fit', 'validate', 'test', or 'predict'.
 
         Raises:
-            ValueError: If they differ.
+            ValueError: If they differ, or if the strategy shards parameters.
         """
+        prepare_strategy(self, self.trainer.strategy)
+        self._fused_activations = has_fused_activations(self.student)
         datamodule = getattr(self.trainer, 'datamodule', None)
         bands = getattr(datamodule, 'in_channels', None)
         if bands is not None and bands != self.hparams['in_channels']:
@@ -153,9 +156,10 @@ class DistillationTask(ViewTask):
         losses = self.compute_losses(
             *self.draw_views(*patches), teacher_temperature=temperature
         )
-        require_finite(self.trainer, losses, batch)
+        means = global_means(losses)
+        require_finite(self.trainer, losses, means['loss'], batch)
         self.log_dict(
-            {f'train_{name}': value.detach() for name, value in losses.items()}
+            {f'train_{name}': value for name, value in means.items()}
             | {
                 'teacher_temperature': temperature,
                 'momentum': self.current_momentum,
@@ -164,7 +168,7 @@ class DistillationTask(ViewTask):
             },
             batch_size=batch_size,
         )
-        self._warn_of_degenerate_assignments(losses)
+        self._warn_of_degenerate_assignments(means)
         return losses['loss']
 
     def optimizer_step(
@@ -280,6 +284,10 @@ class DistillationTask(ViewTask):
                 f'queue_size={queue_size} holds more keys than an epoch has '
                 f'patches ({patches}): older keys of the same patch become negatives'
             )
+
+    def on_fit_start(self) -> None:
+        """Check what Lightning has made of the model, and seed this process."""
+        start_process(self, self._fused_activations, self.trainer.global_rank)
 
     def on_train_epoch_start(self) -> None:
         """Begin to measure the time spent waiting for data."""

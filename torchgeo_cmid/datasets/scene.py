@@ -179,7 +179,7 @@ class Scene:
         return replace(self, coverage=coverage, min_valid=share)
 
     def read(
-        self, row: int, col: int, size: int
+        self, row: int, col: int, size: int, image: NDArray[np.float32] | None = None
     ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Read a square window.
 
@@ -187,6 +187,7 @@ class Scene:
             row: First row of the window.
             col: First column of the window.
             size: Height and width of the window in pixels.
+            image: Where to put the pixels (C, size, size) (defaults to new memory).
 
         Returns:
             The pixels (C, size, size), and where they are valid (size, size): no band
@@ -197,7 +198,8 @@ class Scene:
             ValueError: If valid pixels are NaN or infinite.
         """
         window = Window(col + self.origin[1], row + self.origin[0], size, size)
-        image = np.empty((len(self.indexes), size, size), dtype=np.float32)
+        if image is None:
+            image = np.empty((len(self.indexes), size, size), dtype=np.float32)
         valid = np.ones((size, size), dtype=np.bool_)
         first = 0
         for source in self.sources:
@@ -206,7 +208,8 @@ class Scene:
             first = last
         if self.scale != 1 or self.offset != 0:
             with np.errstate(over='ignore', invalid='ignore'):  # fill
-                image = image * np.float32(self.scale) + np.float32(self.offset)
+                image *= np.float32(self.scale)
+                image += np.float32(self.offset)
         return image, valid
 
     def _nowhere(self, cause: object) -> ValueError:

@@ -45,7 +45,7 @@ class TestHardPatches:
     @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float16])
     @pytest.mark.parametrize(
         ('model', 'branch'),
-        [('resnet18', 'moco'), ('convnext_atto', 'byol'), ('test_vit', 'moco')],
+        [('test_resnet', 'moco'), ('convnext_atto', 'byol'), ('test_vit', 'moco')],
     )
     def test_finite(self, model: str, branch: Any, dtype: torch.dtype) -> None:
         torch.manual_seed(0)

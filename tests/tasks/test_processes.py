@@ -118,8 +118,22 @@ def samples(number: int, fill: bool) -> list[dict[str, Tensor]]:
     return result
 
 
+# What two processes train on, two patches a batch each, and how.
+CASES: dict[str, dict[str, Any]] = {
+    'whole': {'data': samples(12, False), 'task': {}, 'flags': {}},
+    'fill': {'data': samples(12, True), 'task': {}, 'flags': {}},
+    'uneven': {'data': samples(11, False), 'task': {}, 'flags': {}},
+    'synchronised': {
+        'data': samples(12, True),
+        'task': {'model': 'test_resnet', 'global_branch': 'byol'},
+        'flags': {'sync_batchnorm': True},
+    },
+}
+
+
 def train(folder: Path, arguments: dict[str, Any]) -> None:
     """Train as one of the processes that the environment tells Lightning of."""
+    folder.mkdir(exist_ok=True)
     torch.manual_seed(0)
     task = FixedViews(**(TINY | {'model': 'test_vit'} | arguments['task']))
     flags = {'precision': '64-true', 'max_epochs': 1} | arguments['flags']
@@ -140,9 +154,7 @@ def train(folder: Path, arguments: dict[str, Any]) -> None:
     trainer.fit(task, DataLoader(data, arguments['batch_size'], sampler=sampler))
 
 
-def train_one_of_two(
-    rank: int, port: int, folder: Path, arguments: dict[str, Any]
-) -> None:
+def train_one_of_two(rank: int, port: int, folder: Path) -> None:
     """What torchrun, SLURM or Lightning itself start for each process."""
     torch.set_num_threads(1)
     os.environ |= {
@@ -152,53 +164,47 @@ def train_one_of_two(
         'NODE_RANK': '0',
         'LOCAL_RANK': str(rank),
     }
-    flags = {'strategy': 'ddp', 'devices': 2} | arguments['flags']
-    train(folder, arguments | {'flags': flags})
+    for name, arguments in CASES.items():
+        flags = {'strategy': 'ddp', 'devices': 2} | arguments['flags']
+        train(folder / name, arguments | {'flags': flags, 'batch_size': 2})
 
 
-def fit(
-    folder: Path,
-    data: list[Any],
-    processes: int,
-    batch_size: int,
-    task: dict[str, Any] | None = None,
-    **flags: Any,
-) -> list[dict[str, Any]]:
-    """Train, and read what each process has saved."""
-    folder.mkdir()
-    arguments = {'data': data, 'batch_size': batch_size, 'task': task or {}}
-    arguments['flags'] = flags
-    if processes == 1:
-        train(folder, arguments)
-    else:
-        with socket.socket() as free:
-            free.bind(('127.0.0.1', 0))
-            port = free.getsockname()[1]
-        mp.spawn(train_one_of_two, (port, folder, arguments), nprocs=processes)
-    return [torch.load(folder / f'{rank}.pt') for rank in range(processes)]
+def fit(folder: Path, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Train with one process, and read what it has saved."""
+    train(folder, arguments)
+    result: dict[str, Any] = torch.load(folder / '0.pt')
+    return result
 
 
-def compare(one: dict[str, Any], two: list[dict[str, Any]]) -> None:
+def fit_two(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """Train with two processes, started once, and read what they have saved."""
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    mp.spawn(train_one_of_two, (port, folder), nprocs=2)
+    return {
+        name: [torch.load(folder / name / f'{rank}.pt') for rank in range(2)]
+        for name in CASES
+    }
+
+
+def compare(case: str, one: dict[str, Any], two: list[dict[str, Any]]) -> None:
     """Losses, gradients, student, teacher, queue and centre, to 1e-5."""
+    expected = {'gradient': one['gradient'], **one['state']}
     for rank in two:
-        torch.testing.assert_close(
-            rank['gradient'], one['gradient'], rtol=1e-5, atol=1e-9
-        )
-        for name, value in one['state'].items():
-            torch.testing.assert_close(
-                rank['state'][name],
-                value,
-                rtol=1e-5,
-                atol=1e-9,
-                msg=lambda text, name=name: f'{name}: {text}',
-            )
-    names = ('spatial', 'frequency', 'global', 'local', 'loss')
-    for step, losses in enumerate(one['losses']):
-        for name in (f'train_{name}' for name in names):
-            for rank in two:
-                torch.testing.assert_close(
-                    rank['losses'][step][name], losses[name], rtol=1e-5, atol=1e-9
-                )
+        actual = {'gradient': rank['gradient'], **rank['state']}
+        for name, value in expected.items():
+            close(actual[name], value, f'{case}: {name}')
+        for step, losses in enumerate(one['losses']):
+            for name in ('spatial', 'frequency', 'global', 'local', 'loss'):
+                mean = rank['losses'][step][f'train_{name}']
+                close(mean, losses[f'train_{name}'], f'{case}: {name} of step {step}')
+
+
+def close(actual: Tensor, expected: Tensor, name: str) -> None:
+    torch.testing.assert_close(
+        actual, expected, rtol=1e-5, atol=1e-9, msg=lambda text: f'{name}: {text}'
+    )
 
 
 def as_one_process_sees_it(data: list[Any]) -> list[Any]:
@@ -207,32 +213,25 @@ def as_one_process_sees_it(data: list[Any]) -> list[Any]:
 
 
 class TestTwoProcesses:
-    @pytest.mark.parametrize(
-        ('fill', 'task'),
-        [
-            (False, {}),
-            (True, {}),
-            (True, {'model': 'resnet18', 'global_branch': 'byol'}),
-        ],
-        ids=['whole', 'fill', 'synchronised'],
-    )
-    def test_equal_one(self, tmp_path: Path, fill: bool, task: dict[str, Any]) -> None:
-        data, flags = samples(12, fill), {'sync_batchnorm': 'model' in task}
-        one = fit(tmp_path / 'one', as_one_process_sees_it(data), 1, 4, task)
-        two = fit(tmp_path / 'two', data, 2, 2, task, **flags)
-        compare(one[0], two)
-        seen = [set(rank['seen'].tolist()) for rank in two]
-        assert not seen[0] & seen[1]
-        assert seen[0] | seen[1] == set(range(12))
-        assert two[0]['seed'] != two[1]['seed']
-        if not task:  # every key once: 3 steps of 2 x 4 keys in a queue of 19
-            assert one[0]['state']['contrastive.queue_ptr'].item() == 24 % 19
-
-    def test_uneven_last_batch(self, tmp_path: Path) -> None:
-        """Eleven patches: a sampler repeats one, as all processes take a step."""
-        two = fit(tmp_path / 'two', samples(11, False), 2, 4)
-        assert [len(rank['seen']) for rank in two] == [6, 6]
-        assert two[0]['state']['contrastive.queue_ptr'].item() == 24 % 19
+    def test_equal_one(self, tmp_path: Path) -> None:
+        """One test, so that the processes are started only once."""
+        two = fit_two(tmp_path)
+        for case in ('whole', 'fill', 'synchronised'):
+            data = as_one_process_sees_it(CASES[case]['data'])
+            arguments = {'data': data, 'task': CASES[case]['task']}
+            one = fit(tmp_path / 'one', arguments | {'batch_size': 4, 'flags': {}})
+            compare(case, one, two[case])
+            seen = [set(rank['seen'].tolist()) for rank in two[case]]
+            assert not seen[0] & seen[1]
+            assert seen[0] | seen[1] == set(range(12))
+            # Lightning seeds them alike, but they draw other views
+            assert two[case][0]['seed'] != two[case][1]['seed']
+        # every key once: 3 steps of 2 x 4 keys
+        assert two['whole'][0]['state']['contrastive.queue_ptr'].item() == 24 % 19
+        # eleven patches: the sampler repeats one, as all processes take a step
+        for rank in two['uneven']:
+            assert len(rank['seen']) == 6
+            assert rank['state']['contrastive.queue_ptr'].item() == 24 % 19
 
     def test_stock_command(self, tmp_path: Path) -> None:
         """Lightning's flags alone; validation and its metrics included."""
@@ -257,18 +256,16 @@ class TestSchedules:
     def test_accumulation_and_bf16(self, tmp_path: Path) -> None:
         """Momentum and learning rate of each step of the optimizer."""
         data = samples(16, False)
-        plain = fit(tmp_path / 'plain', data, 1, 4, max_epochs=2)
-        others = {
-            'accumulated': fit(
-                tmp_path / '2', data, 1, 2, max_epochs=2, accumulate_grad_batches=2
-            ),
-            'bf16': fit(
-                tmp_path / '3', data, 1, 4, max_epochs=2, precision='bf16-mixed'
-            ),
-        }
-        assert len(plain[0]['schedules']) == 2 * 8
-        for name, other in others.items():
-            assert other[0]['schedules'] == pytest.approx(plain[0]['schedules']), name
+        arguments = {'data': data, 'task': {}, 'batch_size': 4}
+        epochs = {'max_epochs': 2}
+        plain = fit(tmp_path / '1', arguments | {'flags': epochs})['schedules']
+        assert len(plain) == 2 * 8
+        flags: dict[str, Any] = epochs | {'precision': 'bf16-mixed'}
+        half = fit(tmp_path / '2', arguments | {'flags': flags})
+        assert half['schedules'] == pytest.approx(plain)
+        flags = epochs | {'accumulate_grad_batches': 2}
+        accumulated = fit(tmp_path / '3', arguments | {'flags': flags, 'batch_size': 2})
+        assert accumulated['schedules'] == pytest.approx(plain)
 
 
 class TestStrategies:

@@ -34,6 +34,9 @@ EDGE_POINTS = 64
 #: How far outside a footprint (degrees) a region still counts, when it is cut to it.
 MARGIN = 1e-2
 
+#: Area of a footprint below which it is none (square degrees): that of a coin.
+SMALLEST = 1e-14
+
 #: What rounding may cost a region at its edges, in pixels.
 ROUNDING = 1e-2
 
@@ -95,6 +98,8 @@ class Scene:
         west, south, east, north = lonlat.bounds
         if not (-540 <= west <= east <= 540 and -90.01 <= south <= north <= 90.01):
             raise self._nowhere(f'it comes to {lonlat.bounds}')
+        if not lonlat.area > SMALLEST:
+            raise self._nowhere('it has no area')
         return lonlat
 
     def eligible(

@@ -10,7 +10,13 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from torchgeo_cmid.distributed import gather_batch, global_mean, world_size
+from torchgeo_cmid.distributed import (
+    batch_share,
+    gather_batch,
+    global_mean,
+    global_means,
+    world_size,
+)
 from torchgeo_cmid.losses import FrequencyLoss, PrototypeDistillation, QueueInfoNCE
 
 SIZE = 2
@@ -42,6 +48,18 @@ def compute(x: Tensor, y: Tensor) -> dict[str, Tensor]:
     }
 
 
+def check_uneven(rank: int) -> None:
+    """The last batch of an epoch may be shorter on one process."""
+    rows = torch.arange(6.0).view(3, 2)
+    gathered = gather_batch(rows[: 3 - 2 * rank])
+    assert torch.equal(gathered, torch.cat([rows, rows[:1]]))
+    share = batch_share(torch.tensor(3.0 - 2 * rank))
+    assert share == (1.5, 0.5)[rank]
+    assert batch_share(torch.tensor(0.0)) == 0
+    means = global_means({'a': torch.tensor(2.0 * rank), 'b': torch.tensor(3)})
+    assert {name: float(value) for name, value in means.items()} == {'a': 1, 'b': 3}
+
+
 def work(rank: int, folder: str) -> None:
     dist.init_process_group(
         'gloo', init_method=f'file://{folder}/store', rank=rank, world_size=SIZE
@@ -49,6 +67,7 @@ def work(rank: int, folder: str) -> None:
     assert world_size() == SIZE
     x, y = (tensor.chunk(SIZE)[rank] for tensor in batch())
     torch.save(compute(x, y), f'{folder}/{rank}.pt')
+    check_uneven(rank)
     dist.destroy_process_group()
 
 

@@ -3,6 +3,9 @@
 
 """Means and batches over all processes; with one process they do nothing."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -55,19 +58,71 @@ def batch_share(count: Tensor) -> Tensor:
     return count / mean.clamp(min=torch.finfo(mean.dtype).tiny)
 
 
+def global_means(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Means over all processes of several numbers, in one message.
+
+    Args:
+        values: Numbers by name, () each, the same names on every process.
+
+    Returns:
+        Their means by name, (), without gradient.
+    """
+    dtype = next(iter(values.values())).dtype
+    stacked = torch.stack([value.detach().to(dtype) for value in values.values()])
+    return dict(zip(values, global_mean(stacked), strict=True))
+
+
 @torch.no_grad()
 def gather_batch(x: Tensor) -> Tensor:
     """Concatenate the batches of all processes, in the order of their ranks.
 
     Args:
-        x: Local batch, (B, ...), of the same shape on every process.
+        x: Local batch, (B, ...); B may differ, as in the last batch of an epoch.
 
     Returns:
-        Global batch, (world size * B, ...), without gradient.
+        Global batch, (sum of all B, ...), without gradient.
     """
     x = x.detach()
     if world_size() == 1:
         return x
-    batches = [torch.empty_like(x) for _ in range(world_size())]
-    dist.all_gather(batches, x.contiguous())
-    return torch.cat(batches)
+    length = torch.tensor([len(x)], device=x.device)
+    lengths = [torch.empty_like(length) for _ in range(world_size())]
+    dist.all_gather(lengths, length)
+    sizes = [int(length) for length in lengths]
+    # all processes have to send as much
+    padded = x.new_zeros(max(sizes), *x.shape[1:])
+    padded[: len(x)] = x
+    batches = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(batches, padded)
+    return torch.cat([batch[:size] for batch, size in zip(batches, sizes, strict=True)])
+
+
+class _AllReduce(torch.autograd.Function):
+    """Sum over all processes, of values and of gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        total = grad.clone()
+        dist.all_reduce(total)
+        return total
+
+
+def global_sum(x: Tensor) -> Tensor:
+    """Sum over all processes, through which gradients reach all of them.
+
+    Args:
+        x: Any shape, the same on every process.
+
+    Returns:
+        Sum, same shape.
+    """
+    if world_size() == 1:
+        return x
+    total: Tensor = _AllReduce.apply(x)
+    return total

@@ -18,6 +18,7 @@ from torchgeo.datasets import RasterDataset, stack_samples
 
 from tests.data.geotiff.data import ORIGIN, generate, write_scene
 from torchgeo_cmid.datasets import Patch, Scenes
+from torchgeo_cmid.datasets.batch import stack_patches
 
 
 def read(path: Path) -> np.ndarray:
@@ -155,6 +156,46 @@ class TestSample:
         batch = next(iter(loader))
         for key, value in expected.items():
             assert torch.equal(batch[key], value)
+
+    @pytest.mark.parametrize('num_workers', [0, 1])
+    def test_batches_are_read_in_place(self, tmp_path: Path, num_workers: int) -> None:
+        dataset = Scenes(generate(tmp_path, 2, fill=0.3, nodata=0))
+        patches = [Patch(i % 2, i, 2 * i, 16) for i in range(8)]
+        expected = stack_samples([dataset[patch] for patch in patches])
+        loader: DataLoader[dict[str, torch.Tensor]] = DataLoader(
+            dataset,
+            batch_size=4,
+            sampler=patches,  # type: ignore[arg-type]
+            num_workers=num_workers,
+            collate_fn=stack_patches,
+        )
+        batches = list(loader)
+        for key, value in expected.items():
+            assert torch.equal(torch.cat([batch[key] for batch in batches]), value)
+
+        samples = dataset.__getitems__(patches)
+        batch = stack_patches(samples)['image']
+        assert batch.data_ptr() == samples[0]['image'].data_ptr()
+        for order in [samples[::-1], samples[:4]]:  # not the batch that was read
+            batch = stack_patches(order)['image']
+            assert batch.data_ptr() != samples[0]['image'].data_ptr()
+            assert torch.equal(batch, stack_samples(order)['image'])
+
+    def test_transformed_images_are_stacked(self, tmp_path: Path) -> None:
+        def double(sample: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            return sample | {'image': sample['image'] * 2}
+
+        path = write_scene(tmp_path / 'a.tif')
+        patches = [Patch(0, i, i, 16) for i in range(3)]
+        samples = Scenes(path, transforms=double).__getitems__(patches)
+        expected = stack_samples(Scenes(path).__getitems__(patches))
+        assert torch.equal(stack_patches(samples)['image'], expected['image'] * 2)
+
+    def test_patches_of_several_sizes(self, tmp_path: Path) -> None:
+        dataset = Scenes(write_scene(tmp_path / 'a.tif'))
+        patches = [Patch(0, 0, 0, 8), Patch(0, 0, 0, 16)]
+        sizes = [s['image'].shape[-1] for s in dataset.__getitems__(patches)]
+        assert sizes == [8, 16]
 
     def test_pickle(self, tmp_path: Path) -> None:
         dataset = Scenes(write_scene(tmp_path / 'a.tif'))

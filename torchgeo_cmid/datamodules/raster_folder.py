@@ -11,10 +11,10 @@ import kornia.augmentation as K
 import torch
 from torch.utils.data import DataLoader, Sampler
 from torchgeo.datamodules import BaseDataModule
-from torchgeo.datasets import stack_samples
 from torchgeo.datasets.utils import Sample
 
 from ..datasets import Patch, Scenes, Sensor, split_by_area
+from ..datasets.batch import stack_patches
 from ..datasets.scene import EQUAL_AREA
 from ..samplers import GriddedScenePatchSampler, RandomScenePatchSampler
 from .loader import ResumableDataLoader
@@ -275,7 +275,7 @@ class RasterFolderDataModule(BaseDataModule):
             batch_size=self.batch_size,
             sampler=sampler,
             num_workers=self.num_workers,
-            collate_fn=stack_samples,
+            collate_fn=stack_patches,
             drop_last=drop_last,
             persistent_workers=self.num_workers > 0,
         )

@@ -57,7 +57,7 @@ class Grid:
         """About the ground area of the middle pixel, in square metres."""
         area = abs(self.transform.determinant)
         if self.crs.is_geographic:
-            _, latitude = self.transform * (self.width / 2, self.height / 2)
+            _, latitude = self.transform @ (self.width / 2, self.height / 2)
             return float(area * METRES_PER_DEGREE**2 * math.cos(math.radians(latitude)))
         return float(area * self.crs.linear_units_factor[1] ** 2)
 
@@ -75,7 +75,7 @@ class Grid:
             return False
         corners = [(0, 0), (self.width, 0), (0, self.height)]
         return all(
-            math.dist(corner, ~self.transform * (other.transform * corner)) < 1e-3
+            math.dist(corner, ~self.transform @ (other.transform @ corner)) < 1e-3
             for corner in corners
         )
 

@@ -34,6 +34,9 @@ EDGE_POINTS = 64
 #: How far outside a footprint (degrees) a region still counts, when it is cut to it.
 MARGIN = 1e-2
 
+#: Area of a footprint below which it is none (square degrees): that of a coin.
+SMALLEST = 1e-14
+
 #: What rounding may cost a region at its edges, in pixels.
 ROUNDING = 1e-2
 
@@ -95,6 +98,8 @@ class Scene:
         west, south, east, north = lonlat.bounds
         if not (-540 <= west <= east <= 540 and -90.01 <= south <= north <= 90.01):
             raise self._nowhere(f'it comes to {lonlat.bounds}')
+        if not lonlat.area > SMALLEST:
+            raise self._nowhere('it has no area')
         return lonlat
 
     def eligible(
@@ -179,7 +184,7 @@ class Scene:
         return replace(self, coverage=coverage, min_valid=share)
 
     def read(
-        self, row: int, col: int, size: int
+        self, row: int, col: int, size: int, image: NDArray[np.float32] | None = None
     ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Read a square window.
 
@@ -187,6 +192,7 @@ class Scene:
             row: First row of the window.
             col: First column of the window.
             size: Height and width of the window in pixels.
+            image: Where to put the pixels (C, size, size) (defaults to new memory).
 
         Returns:
             The pixels (C, size, size), and where they are valid (size, size): no band
@@ -197,7 +203,8 @@ class Scene:
             ValueError: If valid pixels are NaN or infinite.
         """
         window = Window(col + self.origin[1], row + self.origin[0], size, size)
-        image = np.empty((len(self.indexes), size, size), dtype=np.float32)
+        if image is None:
+            image = np.empty((len(self.indexes), size, size), dtype=np.float32)
         valid = np.ones((size, size), dtype=np.bool_)
         first = 0
         for source in self.sources:
@@ -206,7 +213,8 @@ class Scene:
             first = last
         if self.scale != 1 or self.offset != 0:
             with np.errstate(over='ignore', invalid='ignore'):  # fill
-                image = image * np.float32(self.scale) + np.float32(self.offset)
+                image *= np.float32(self.scale)
+                image += np.float32(self.offset)
         return image, valid
 
     def _nowhere(self, cause: object) -> ValueError:

@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 from rasterio.transform import array_bounds
 from rasterio.windows import Window
 from rasterio.windows import transform as window_transform
+from torch import Tensor
 from torchgeo.datasets import GeoDataset
 from torchgeo.datasets.utils import Path, Sample
 
+from .batch import empty_images
 from .catalog import Catalog
 from .region import Region, read_region
 from .scene import LONLAT, Scene
@@ -165,12 +167,37 @@ class Scenes(GeoDataset):
             OSError: If the file cannot be read there.
             ValueError: If pixels are not finite and not declared as no data.
         """
-        scene = self.scenes[index.scene]
-        image, valid = self._read(scene, index)
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[Patch]) -> list[Sample]:
+        """Read the patches of a batch: a data loader asks for them together.
+
+        Args:
+            indices: Addresses of the patches.
+
+        Returns:
+            Their samples. If the patches are of one size, all images lie in the memory
+            of one batch: see :func:`~torchgeo_cmid.datasets.batch.stack_patches`.
+
+        Raises:
+            OSError: If a file cannot be read there.
+            ValueError: If pixels are not finite and not declared as no data.
+        """
+        sizes = {index.size for index in indices}
+        if len(sizes) > 1:
+            return [self[index] for index in indices]
+        images = empty_images(len(indices), len(self.bands), *(2 * list(sizes)))
+        samples = zip(indices, images, strict=True)
+        return [self._load(index, image) for index, image in samples]
+
+    def _load(self, index: Patch, tensor: Tensor) -> Sample:
+        """Read a patch into a tensor."""
+        scene, image = self.scenes[index.scene], tensor.numpy()
+        valid = self._read(scene, index, image)
         if not valid.all():
             total = image.sum(axis=(1, 2), where=valid, dtype=np.float64, keepdims=True)
             mean = total / max(int(valid.sum()), 1)
-            image = np.where(valid, image, mean.astype(np.float32))
+            np.copyto(image, mean.astype(np.float32), where=~valid)
 
         window = Window(index.col, index.row, index.size, index.size)
         transform = window_transform(window, scene.transform)
@@ -178,7 +205,7 @@ class Scenes(GeoDataset):
         interval = self.index.index[index.scene]
         xres, yres = (east - west) / index.size, (north - south) / index.size
         sample: Sample = {
-            'image': torch.from_numpy(image),
+            'image': tensor,
             'valid': torch.from_numpy(valid)[None],
             'bounds': self._slice_to_tensor(
                 (
@@ -194,15 +221,14 @@ class Scenes(GeoDataset):
         return sample
 
     def _read(
-        self, scene: Scene, patch: Patch
-    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        self, scene: Scene, patch: Patch, image: NDArray[np.float32]
+    ) -> NDArray[np.bool_]:
         """Read a patch, as fill if it is unreadable and bad files are to be skipped."""
         try:
-            return scene.read(patch.row, patch.col, patch.size)
+            return scene.read(patch.row, patch.col, patch.size, image)[1]
         except (OSError, ValueError) as error:
             if not self.skip_bad_files:
                 raise
             warnings.warn(f'patch taken as fill: {error}', stacklevel=2)
-            shape = (patch.size, patch.size)
-            image = np.zeros((len(self.bands), *shape), dtype=np.float32)
-            return image, np.zeros(shape, dtype=np.bool_)
+            image[:] = 0
+            return np.zeros((patch.size, patch.size), dtype=np.bool_)

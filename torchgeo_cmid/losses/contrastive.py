@@ -94,7 +94,8 @@ class QueueInfoNCE(nn.Module):
             *keys: L2-normalised embeddings of the teacher, (B, dim) each, which enter
                 one after the other.
         """
-        new = torch.cat([gather_batch(key) for key in keys])
+        # of all processes' first keys, then of all their second ones
+        new = gather_batch(torch.stack(keys, dim=1)).transpose(0, 1).flatten(0, 1)
         size = self.queue.shape[1]
         places = (self.queue_ptr + torch.arange(len(new), device=new.device)) % size
         # in place: the gradient of this step's loss does not need the old keys

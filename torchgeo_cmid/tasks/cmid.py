@@ -41,6 +41,9 @@ class CMID(DistillationTask):
     teacher, sees them whole, and three losses are added: reconstruction of the masked
     cells, contrast of the pooled features, and distillation of matching cells.
 
+    A batch holds ``image`` (B, C, H, W) and, where fill pixels are known, ``valid`` (B,
+    1, H, W) bool, False where there is no data: such pixels never teach.
+
     If you use this task in your research, please cite the following paper:
 
     * https://arxiv.org/abs/2304.09670

@@ -19,10 +19,11 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchgeo.datasets.utils import Sample
 
 from .. import schedules
-from ..distributed import world_size
+from ..distributed import global_means, world_size
 from ..metrics import RankMe
 from .finite import require_finite
 from .interruption import SaveOnSigterm, protect, refuse_old_run
+from .processes import has_fused_activations, prepare_strategy, start_process
 from .randomness import seeded
 from .views import ViewTask
 
@@ -85,8 +86,10 @@ class DistillationTask(ViewTask):
             stage: Either 'fit', 'validate', 'test', or 'predict'.
 
         Raises:
-            ValueError: If they differ.
+            ValueError: If they differ, or if the strategy shards parameters.
         """
+        prepare_strategy(self, self.trainer.strategy)
+        self._fused_activations = has_fused_activations(self.student)
         protect(self.trainer)
         # the same in all processes; a checkpoint brings its own
         self.seed = self.trainer.strategy.broadcast(torch.initial_seed())
@@ -116,7 +119,13 @@ class DistillationTask(ViewTask):
                 'the schedules need the end of the run: set max_epochs or max_steps'
             )
         self.total_steps = int(steps)
+        self.trainer.fit_loop.setup_data()  # with max_steps alone nothing has asked yet
         batches = self.trainer.num_training_batches
+        if math.isinf(batches):
+            raise ValueError(
+                'the schedules need epochs, but the data loader has no length: set '
+                '--trainer.limit_train_batches to a number of batches'
+            )
         accumulated = self.trainer.accumulate_grad_batches
         warmup_steps = self.hparams['warmup_epochs'] * math.ceil(batches / accumulated)
         self._check_batches(batches)
@@ -173,9 +182,10 @@ class DistillationTask(ViewTask):
         with seeded(self.device, *self._numbers(batch_idx)):
             drawn = self.draw_views(*patches)
         losses = self.compute_losses(*drawn, teacher_temperature=temperature)
-        require_finite(self.trainer, losses, batch)
+        means = global_means(losses)
+        require_finite(self.trainer, losses, means['loss'], batch)
         self.log_dict(
-            {f'train_{name}': value.detach() for name, value in losses.items()}
+            {f'train_{name}': value for name, value in means.items()}
             | {
                 'teacher_temperature': temperature,
                 'momentum': self.current_momentum,
@@ -184,7 +194,7 @@ class DistillationTask(ViewTask):
             },
             batch_size=batch_size,
         )
-        self._warn_of_degenerate_assignments(losses)
+        self._warn_of_degenerate_assignments(means)
         return losses['loss']
 
     def _numbers(self, batch_idx: int) -> tuple[int, ...]:
@@ -318,6 +328,10 @@ class DistillationTask(ViewTask):
                 f'queue_size={queue_size} holds more keys than an epoch has '
                 f'patches ({patches}): older keys of the same patch become negatives'
             )
+
+    def on_fit_start(self) -> None:
+        """Check what Lightning has made of the model, and seed this process."""
+        start_process(self, self._fused_activations, self.trainer.global_rank)
 
     def on_train_epoch_start(self) -> None:
         """Begin to measure the time spent waiting for data."""

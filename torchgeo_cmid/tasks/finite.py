@@ -11,11 +11,12 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from ..distributed import global_mean
-
 
 def require_finite(
-    trainer: Trainer, losses: Mapping[str, Tensor], batch: Mapping[str, Any]
+    trainer: Trainer,
+    losses: Mapping[str, Tensor],
+    mean: Tensor,
+    batch: Mapping[str, Any],
 ) -> None:
     """Stop all processes if the loss of any is not finite.
 
@@ -24,17 +25,17 @@ def require_finite(
     Args:
         trainer: The trainer.
         losses: The losses of the step, () each, with their sum as ``loss``.
+        mean: Mean of the loss over all processes, ().
         batch: The batch; its tensors are saved.
 
     Raises:
         ValueError: If the loss is not finite here or in another process.
     """
-    finite = torch.isfinite(losses['loss'].detach())
-    if global_mean(finite.float()) == 1:
+    if torch.isfinite(mean):
         return
     folder = trainer.log_dir or trainer.default_root_dir  # asked for by every process
     step, rank = trainer.global_step, trainer.global_rank
-    if finite:
+    if torch.isfinite(losses['loss']):
         raise ValueError(f'the loss of another process is not finite at step {step}')
 
     values = {name: float(value) for name, value in losses.items()}

@@ -355,6 +355,7 @@ BAD: dict[str, Case] = {
     'latitude of 500': Case(scene(crs='EPSG:4326', origin=(0, 500)), 'outline'),
     'pixels without height': Case(matrix(30, 0, 7e5, 0, 0, 7.2e6), 'without size'),
     'pixels without area': Case(matrix(30, 30, 7e5, 30, 30, 7.2e6), 'without size'),
+    'pixels of atoms': Case(matrix(1e-9, 0, 7e5, 0, -1e-9, 7.2e6), 'no area'),
     'NaN for a place': Case(matrix(30, 0, NAN, 0, -30, NAN), '.'),
     'infinite pixels': Case(matrix(float('inf'), 0, 7e5, 0, -30, 7.2e6), '.'),
     # bands

@@ -157,19 +157,21 @@ class TestFiles:
     def test_killed_while_writing(
         self, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A file has its name only once it is whole."""
-        write, seen = LocalFileOpener.write, []
+        """A checkpoint gets its name only once it is whole; until then the old is."""
+        write, sizes = LocalFileOpener.write, []
 
         def look(self: Any, data: bytes) -> int:
-            seen.append((Path(self.path).exists(), Path(self.path).name))
-            return int(write(self, data))
+            written = int(write(self, data))
+            path = Path(self.path)
+            sizes.append((path.name, path.stat().st_size if path.exists() else None))
+            return written
 
         monkeypatch.setattr(LocalFileOpener, 'write', look)
         run(scenes, tmp_path, limit_train_batches=2)
-        for existed, name in seen:  # when it is written again, the old one is there
-            assert (
-                existed == (name == 'last.ckpt' and (True, name) in seen) or not existed
-            )
+        last = [size for name, size in sizes if name == 'last.ckpt']
+        assert last[0] is None
+        assert all(size is not None and size > 1e6 for size in last[1:])
+        assert all(size is None for name, size in sizes if name != 'last.ckpt')
 
     def arguments(self, scenes: Path, folder: Path) -> list[str]:
         return [

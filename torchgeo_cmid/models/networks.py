@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..transforms.masking import expand_mask, fill_with_spectral_mean
 from .backbone import SpatialBackbone
 from .heads import MLP, Decoder, PrototypeHead
+from .recompute import recompute_wide_maps
 
 GlobalBranch = Literal['moco', 'byol'] | None
 
@@ -194,7 +195,10 @@ class Student(Teacher):
                 features
             )
 
-        with self.stem.register_forward_hook(add_mask_token):
+        with (
+            self.stem.register_forward_hook(add_mask_token),
+            recompute_wide_maps(self.backbone),
+        ):
             features = super().forward(masked)
         # A view without contrast has nothing to teach the backbone, and each norm over
         # zeros would multiply its gradient by 1 / sqrt(eps), until it overflows.

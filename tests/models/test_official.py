@@ -14,6 +14,8 @@ import torchvision
 from torch import Tensor, nn
 
 from tests.goldens import official_keys
+from tests.models import mmcls_swin
+from tests.published import make_full_state
 from torchgeo_cmid.tasks import CMID
 from torchgeo_cmid.transforms import cell_grid, match_cells, random_cell_mask
 
@@ -119,6 +121,25 @@ class TestResNet50:
 
 
 class TestSwinB:
+    def test_losses(self) -> None:
+        """A step equals one computed from the published names by mmcls' Swin."""
+        torch.manual_seed(0)
+        state = make_full_state('cmid_swin_b')
+        task = CMID(model=SWIN)
+        task.load_official_checkpoint(state)
+        views = (torch.randn(2, 3, 224, 224), torch.randn(2, 3, 224, 224))
+        masks = (random_cell_mask(2, 7, 0.6), random_cell_mask(2, 7, 0.6))
+        shift = torch.eye(3) + 60 * torch.rand(2, 3, 3).triu(1)
+        grids = (
+            cell_grid(torch.eye(3).expand(2, 3, 3), 224, (7, 7)),
+            cell_grid(shift, 224, (7, 7)),
+        )
+        with torch.no_grad():
+            losses = task.compute_losses(views, masks, grids, teacher_temperature=0.05)
+            expected = reference_losses(state, views, masks, grids, 0.05)
+        for name, value in expected.items():
+            torch.testing.assert_close(losses[name], value, rtol=1e-4, atol=0)
+
     def test_every_tensor_finds_its_place(
         self, swin: CMID, swin_state: dict[str, Tensor]
     ) -> None:
@@ -217,11 +238,21 @@ def reference_losses(
     grids: tuple[Tensor, Tensor],
     temperature: float,
 ) -> dict[str, Tensor]:
-    """The losses by the formulas, in the published names, on torchvision's ResNet."""
+    """The losses by the formulas, in the published names.
 
-    def backbone(prefix: str, x: Tensor, stem: Tensor | float = 0.0) -> Tensor:
+    On torchvision's ResNet, or on Swin as mmcls defines it.
+    """
+    swin = 'class_projector.mlp.6.weight' not in state
+
+    def backbone(prefix: str, x: Tensor, stem: Tensor | None = None) -> Tensor:
+        own = {
+            k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)
+        }
+        stem = torch.zeros(1, 1, 1, 1) if stem is None else stem
+        if swin:
+            token = stem.movedim(1, -1)
+            return mmcls_swin.forward_features(own, x, lambda tokens: tokens + token)
         model = torchvision.models.resnet50().train()
-        own = {k.removeprefix(prefix): v for k, v in state.items()}
         model.load_state_dict({k: own.get(k, v) for k, v in model.state_dict().items()})
         x = model.maxpool(model.relu(model.bn1(model.conv1(x)))) + stem
         return model.layer4(model.layer3(model.layer2(model.layer1(x))))
@@ -234,13 +265,16 @@ def reference_losses(
         return F.normalize(linear(f'{name}.layer.0.3', hidden))
 
     def prototypes(name: str, x: Tensor) -> Tensor:
-        for layer in (0, 3):
+        for layer in (0, 2) if swin else (0, 3):
             x = linear(f'{name}.mlp.{layer}', x)
+            if swin:  # no batch norm
+                x = F.gelu(x)
+                continue
             weight, bias = (
                 state[f'{name}.mlp.{layer + 1}.{n}'] for n in ('weight', 'bias')
             )
             x = F.gelu(F.batch_norm(x, None, None, weight, bias, training=True))
-        x = F.normalize(linear(f'{name}.mlp.6', x))
+        x = F.normalize(linear(f'{name}.mlp.{4 if swin else 6}', x))
         v = state[f'{name}.last_layer.weight_v'].squeeze(-1)
         g = state[f'{name}.last_layer.weight_g'].squeeze(-1)
         return F.linear(x, g * v / v.norm(dim=1, keepdim=True))
@@ -250,7 +284,7 @@ def reference_losses(
         cells = mask[:, None].float()
         pixels = cells.repeat_interleave(32, 2).repeat_interleave(32, 3)
         mean = x.mean(dim=(2, 3), keepdim=True)
-        token = state['online_encoder.mask_token']
+        token = state['online_encoder.mask_token'].view(1, -1, 1, 1)
         stem = token * cells.repeat_interleave(8, 2).repeat_interleave(8, 3)
         masked = x * (1 - pixels) + mean * pixels
         student.append(backbone('online_encoder.model.', masked, stem))

@@ -69,7 +69,7 @@ def assert_equal(actual: Any, expected: Any, path: str = '') -> None:
 
 
 class TestResume:
-    @pytest.mark.parametrize('step', range(1, STEPS))
+    @pytest.mark.parametrize('step', [1, 3, 4, 6])  # an epoch has four
     def test_from_every_step(
         self, step: int, scenes: Path, whole: Path, tmp_path: Path
     ) -> None:

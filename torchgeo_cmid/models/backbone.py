@@ -72,6 +72,8 @@ class SpatialBackbone(nn.Module):
         """
         super().__init__()
         self.backbone = _create_timm_model(model, in_channels, size, pretrained)
+        # convolutions are fastest on (B, H, W, D) in memory, on CPUs by a sixth
+        self.backbone.to(memory_format=torch.channels_last)
         self.num_features = int(self.backbone.num_features)  # type: ignore[arg-type]
         self._stem = self._find_stem(model)
         self._measure(model, in_channels, size)

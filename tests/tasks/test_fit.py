@@ -288,6 +288,22 @@ class TestBadInput:
         with pytest.raises(ValueError, match='set max_epochs or max_steps'):
             fit_scenes(scenes, '--trainer.max_epochs=-1')
 
+    def test_steps_without_epochs(self, scenes: Path) -> None:
+        """Regression: the warm-up's epochs were counted before the loader was known."""
+        fit_scenes(scenes, '--trainer.max_epochs=-1', '--trainer.max_steps=3')
+        assert column('train_loss')
+
+    def test_loader_without_length(self) -> None:
+        class Endless(torch.utils.data.IterableDataset[dict[str, torch.Tensor]]):
+            def __iter__(self) -> Any:
+                while True:
+                    yield {'image': torch.rand(3, 64, 64)}
+
+        trainer = Trainer(max_steps=3, logger=False, enable_checkpointing=False)
+        loader = torch.utils.data.DataLoader(Endless(), batch_size=2)
+        with pytest.raises(ValueError, match='limit_train_batches to a number'):
+            trainer.fit(cmid(model='resnet18', size=64, queue_size=16), loader)
+
     def test_long_queue(self, scenes: Path) -> None:
         with pytest.warns(UserWarning, match='queue_size=64 holds more keys than'):
             fit_scenes(scenes, '--model.init_args.queue_size=64')

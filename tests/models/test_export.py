@@ -16,12 +16,14 @@ from lightning.pytorch import Trainer
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
+from torchgeo.models import get_weight
 from torchgeo.tasks import ChangeDetection, Classification, SemanticSegmentation
 
 from tests.data.geotiff.data import generate
-from tests.published import make_full_state
+from tests.published import make_backbone, make_full_state
 from torchgeo_cmid.datamodules import RasterFolderDataModule
 from torchgeo_cmid.models import export_backbone
+from torchgeo_cmid.models.weights import load_strictly
 from torchgeo_cmid.tasks import CMID
 
 
@@ -195,6 +197,21 @@ class TestStockTasks:
         expected = torch.cat([stem, stem], dim=1) / 2
         assert torch.equal(task.model.encoder.conv1.weight, expected)
 
+    @pytest.mark.parametrize('model', ['cmid_resnet50', 'cmid_swin_b'])
+    def test_full_published_file(self, model: str, tmp_path: Path) -> None:
+        """Stock tasks take its student's backbone."""
+        torch.save({'model': make_full_state(model)}, tmp_path / 'full.pth')
+        task = SemanticSegmentation(
+            backbone=model, weights=str(tmp_path / 'full.pth'), num_classes=3
+        )
+        torch.save(make_backbone(model), tmp_path / 'backbone.pth')
+        other = SemanticSegmentation(
+            backbone=model, weights=str(tmp_path / 'backbone.pth'), num_classes=3
+        )
+        expected = other.model.encoder.state_dict()
+        for name, tensor in task.model.encoder.state_dict().items():
+            assert torch.equal(tensor, expected[name])
+
     def test_torchgeos_own_checkpoints(self, tmp_path: Path) -> None:
         """What TorchGeo reads itself is read as before."""
         task = Classification(model='resnet18', num_classes=3)
@@ -222,6 +239,16 @@ class TestBadInput:
             kwargs['backbone'] = kwargs.pop('model')
             with pytest.raises(ValueError, match='does not fit this backbone'):
                 SemanticSegmentation(num_classes=3, **kwargs)
+
+    def test_nothing_is_half_loaded(self, published: Path) -> None:
+        """A refused file leaves the model as it was."""
+        model = timm.create_model('cmid_resnet50', num_classes=0)
+        before = {name: v.clone() for name, v in model.state_dict().items()}
+        state = get_weight('cmid_resnet50').get_state_dict()
+        state['layer4.2.bn3.bias'] = torch.zeros(3)  # the last but its statistics
+        with pytest.raises(ValueError, match=r'layer4\.2\.bn3\.bias'):
+            load_strictly(model, state, 'file')
+        assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
     def test_wrong_stock_backbone(self, published: Path) -> None:
         with pytest.raises(ValueError, match=r'no tensor conv1\.weight.*ResNet'):

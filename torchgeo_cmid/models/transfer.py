@@ -69,12 +69,11 @@ def cmid_resnet50(
     Returns:
         A ResNet-50 model.
     """
+    name = 'cmid_resnet50'
     model: nn.Module = build_model_with_cfg(
-        ResNet, 'cmid_resnet50', pretrained=False, **_RESNET50, **kwargs
+        ResNet, name, pretrained=False, **_RESNET50, **kwargs
     )
-    _prepare(model, 'cmid_resnet50', kwargs.get('in_chans', 3), normalize)
-    _load(model, weights or ('cmid_resnet50' if pretrained else None))
-    return model
+    return _finish(model, name, weights, pretrained, normalize)
 
 
 def cmid_swin_b(
@@ -91,30 +90,74 @@ def cmid_swin_b(
     * https://arxiv.org/abs/2304.09670
 
     Args:
-        weights: Pre-trained weights: a weight enum, its name, or a file.
-        pretrained: Load the weights that were pre-trained on MillionAID.
-        normalize: Whether images are normalised by the published mean and std. None: if
-            the first batch has no negative values; see
-            :class:`~torchgeo_cmid.models.normalization.InputNormalization`.
+        weights: As of :func:`cmid_resnet50`.
+        pretrained: As of :func:`cmid_resnet50`.
+        normalize: As of :func:`cmid_resnet50`.
         **kwargs: Additional keyword arguments to pass to
             :class:`timm.models.swin_transformer.SwinTransformer`.
 
     Returns:
         A Swin-B model.
     """
+    name = 'cmid_swin_b'
     model: nn.Module = build_model_with_cfg(
         SwinTransformer,
-        'cmid_swin_b',
+        name,
         pretrained=False,
         feature_cfg={'out_indices': (0, 1, 2, 3), 'flatten_sequential': True},
         **{**_SWIN_B, **kwargs},
     )
-    _prepare(model, 'cmid_swin_b', kwargs.get('in_chans', 3), normalize)
-    _load(model, weights or ('cmid_swin_b' if pretrained else None))
-    return model
+    return _finish(model, name, weights, pretrained, normalize)
 
 
-class ResNetEncoder(EncoderMixin, ResNet):  # type: ignore[misc]
+class _Encoder(EncoderMixin):  # type: ignore[misc]
+    """What both encoders of segmentation_models_pytorch have in common."""
+
+    name: str
+    pretrained_cfg: dict[str, Any]
+    input_normalization: InputNormalization
+
+    def set_in_channels(self, in_channels: int, pretrained: bool = False) -> None:
+        """Make a random stem for another number of bands, before weights are loaded.
+
+        Args:
+            in_channels: Number of bands.
+            pretrained: Not used: :meth:`load_state_dict` adapts the filters.
+        """
+        stem: Any = self.get_submodule(self.pretrained_cfg['first_conv'])
+        if stem.in_channels == in_channels:
+            return
+        stem.in_channels = in_channels
+        shape = (stem.out_channels, in_channels, *stem.kernel_size)
+        stem.weight = nn.Parameter(stem.weight.new_empty(shape))
+        nn.init.kaiming_normal_(stem.weight, mode='fan_out', nonlinearity='relu')
+        self._out_channels[0] = in_channels
+        self.input_normalization.set_in_channels(in_channels)
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Load a backbone strictly, but for Swin's final norm.
+
+        The stem is adapted to the bands, or to two dates that are stacked.
+
+        Args:
+            state_dict: The tensors by timm's names.
+            strict: Not used: loading is always strict.
+            assign: Not used.
+
+        Returns:
+            What could not be loaded: nothing.
+
+        Raises:
+            ValueError: If a tensor is missing, unexpected or of another shape.
+        """
+        source = f'weights of {self.name}'
+        load_strictly(self, state_dict, source, two_dates=True, excused=('norm.',))
+        return torch.nn.modules.module._IncompatibleKeys([], [])
+
+
+class ResNetEncoder(_Encoder, ResNet):
     """The ResNet-50 as an encoder of segmentation_models_pytorch."""
 
     pretrained_cfg = _CONFIGS['cmid_resnet50']
@@ -134,15 +177,6 @@ class ResNetEncoder(EncoderMixin, ResNet):  # type: ignore[misc]
         self._depth, self._output_stride = depth, output_stride
         self._out_channels = [3, 64, 256, 512, 1024, 2048]
         _prepare(self, self.name, 3, normalize)
-
-    def set_in_channels(self, in_channels: int, pretrained: bool = False) -> None:
-        """Make a stem for another number of bands, before weights are loaded.
-
-        Args:
-            in_channels: Number of bands.
-            pretrained: Not used: :meth:`load_state_dict` adapts the filters.
-        """
-        _set_in_channels(self, in_channels)
 
     def get_stages(self) -> dict[int, list[Any]]:
         """Name the stages that can be dilated, by their stride."""
@@ -171,23 +205,8 @@ class ResNetEncoder(EncoderMixin, ResNet):  # type: ignore[misc]
             features.append(x)
         return features
 
-    def load_state_dict(
-        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
-    ) -> Any:
-        """Load a backbone strictly; the stem is adapted to the bands.
 
-        Args:
-            state_dict: The tensors by timm's names.
-            strict: Not used: loading is always strict.
-            assign: Not used.
-
-        Returns:
-            What could not be loaded: nothing.
-        """
-        return _load_encoder(self, state_dict)
-
-
-class SwinEncoder(EncoderMixin, SwinTransformer):  # type: ignore[misc]
+class SwinEncoder(_Encoder, SwinTransformer):
     """The Swin-B as an encoder of segmentation_models_pytorch.
 
     As every transformer there it has no map at stride 2 (0 channels), and the maps have
@@ -221,15 +240,6 @@ class SwinEncoder(EncoderMixin, SwinTransformer):  # type: ignore[misc]
         self.norm = nn.Identity()
         _prepare(self, self.name, 3, normalize)
 
-    def set_in_channels(self, in_channels: int, pretrained: bool = False) -> None:
-        """Make a stem for another number of bands, before weights are loaded.
-
-        Args:
-            in_channels: Number of bands.
-            pretrained: Not used: :meth:`load_state_dict` adapts the filters.
-        """
-        _set_in_channels(self, in_channels)
-
     def forward(self, x: Tensor) -> list[Tensor]:  # type: ignore[override]
         """Compute the features of all stages.
 
@@ -246,21 +256,6 @@ class SwinEncoder(EncoderMixin, SwinTransformer):  # type: ignore[misc]
             x, indices=list(range(self._depth - 1)), intermediates_only=True
         )
         return [x, empty, *maps]
-
-    def load_state_dict(
-        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
-    ) -> Any:
-        """Load a backbone strictly, but for its final norm; the stem is adapted.
-
-        Args:
-            state_dict: The tensors by timm's names.
-            strict: Not used: loading is always strict.
-            assign: Not used.
-
-        Returns:
-            What could not be loaded: nothing.
-        """
-        return _load_encoder(self, state_dict)
 
 
 ENCODERS: dict[str, type[ResNetEncoder | SwinEncoder]] = {
@@ -295,35 +290,17 @@ def _shift_windows(block: SwinTransformerBlock, args: tuple[Tensor, ...]) -> Non
     )
 
 
-def _set_in_channels(encoder: ResNetEncoder | SwinEncoder, in_channels: int) -> None:
-    """Make a random stem for a number of bands."""
-    stem: Any = encoder.get_submodule(encoder.pretrained_cfg['first_conv'])
-    if stem.in_channels == in_channels:
-        return
-    stem.in_channels = in_channels
-    shape = (stem.out_channels, in_channels, *stem.kernel_size)
-    stem.weight = nn.Parameter(stem.weight.new_empty(shape))
-    nn.init.kaiming_normal_(stem.weight, mode='fan_out', nonlinearity='relu')
-    encoder._out_channels[0] = in_channels
-    normalization: Any = encoder.input_normalization
-    normalization.set_in_channels(in_channels)
-
-
-def _load(model: nn.Module, weights: WeightsEnum | str | None) -> None:
-    """Load weights into a timm model, if there are any."""
+def _finish(
+    model: nn.Module,
+    name: str,
+    weights: WeightsEnum | str | None,
+    pretrained: bool,
+    normalize: bool | None,
+) -> nn.Module:
+    """Prepare a model that timm has built, and load its weights if there are any."""
+    stem: Any = model.get_parameter(f'{_CONFIGS[name]["first_conv"]}.weight')
+    _prepare(model, name, stem.shape[1], normalize)
+    weights = weights or (name if pretrained else None)
     if weights is not None:
         load_strictly(model, get_state_dict(weights), str(weights))
-
-
-def _load_encoder(
-    encoder: ResNetEncoder | SwinEncoder, state_dict: Mapping[str, Tensor]
-) -> Any:
-    """Load weights into an encoder; two dates may be stacked."""
-    load_strictly(
-        encoder,
-        state_dict,
-        f'weights of {encoder.name}',
-        two_dates=True,
-        excused=('norm.',),
-    )
-    return torch.nn.modules.module._IncompatibleKeys([], [])
+    return model

@@ -66,22 +66,27 @@ def get_state_dict(weights: WeightsEnum | str) -> StateDict:
     return state
 
 
-def holds_full_state(weights: Any) -> bool:
-    """Tell a full published pre-training state from every other kind of weights.
+def read_full_state(weights: Any) -> StateDict | None:
+    """Read a full published pre-training state, where it is one.
 
     Args:
         weights: A *weights* argument.
 
     Returns:
-        Whether it is the path to a file with heads, queue and centre.
+        The tensors by their published names; None if *weights* is anything but the path
+        to a file with heads, queue and centre.
+
+    Raises:
+        ValueError: If the file is no file of weights, or unsafe.
     """
     if not isinstance(weights, str) or not os.path.isfile(weights):
-        return False
+        return None
     content = read_weights(weights)
-    state = content.get('model', content) if isinstance(content, Mapping) else None
-    return isinstance(state, Mapping) and any(
+    state = content.get('model', content) if isinstance(content, Mapping) else {}
+    full = isinstance(state, Mapping) and any(
         name.startswith(_OFFICIAL_PREFIXES['student']) for name in state
     )
+    return unwrap_state(state, f"'{weights}'") if full else None
 
 
 def is_ours(checkpoint: Any) -> bool:

@@ -26,7 +26,7 @@ from ..models.official import (
     load_official_state,
     unwrap_state,
 )
-from ..models.weights import holds_full_state, load_backbone
+from ..models.weights import load_backbone, read_full_state
 from ..transforms import expand_mask, fill_with_valid_mean, limit_values, take_matches
 from .distillation import DistillationTask
 
@@ -162,10 +162,11 @@ class CMID(DistillationTask):
             raise ValueError(
                 'global_branch, local_branch and reconstruction_branch are all off'
             )
-        self.weights = weights
+        full_state = read_full_state(weights)
+        self.weights = None if full_state else weights
         super().__init__()
-        if isinstance(weights, str) and holds_full_state(weights):
-            self.load_official_checkpoint(weights)
+        if full_state:
+            self.load_official_checkpoint(full_state)
         self.augmentations = augmentations
         self.cells = size // mask_patch_size
 

@@ -82,7 +82,7 @@ def test_patches_of_both_sides_come_close(tmp_path: Path) -> None:
     assert scene.crs != cut.reference.crs
     rows, cols = np.mgrid[: scene.height - 23, : scene.width - 23].reshape(2, -1)
     low, high = cut.extent(scene, rows, cols, 24)
-    train, val = split.train(0, rows, cols), split.val(0, rows, cols)
+    train, val = split.train(0, rows, cols, 24), split.val(0, rows, cols, 24)
     assert 1 <= low[val].min() - high[train].max() < 4
 
 
@@ -150,8 +150,8 @@ def test_nothing_set_aside(tmp_path: Path) -> None:
     dataset = Scenes(write_scene(tmp_path / 'a.tif'))
     split = split_by_area(dataset, 32, 0)
     rows = cols = np.arange(33)
-    assert split.train(0, rows, cols).all()
-    assert not split.val(0, rows, cols).any()
+    assert split.train(0, rows, cols, 32).all()
+    assert not split.val(0, rows, cols, 32).any()
 
 
 def test_depends_on_the_arguments_alone(tmp_path: Path) -> None:

@@ -142,7 +142,7 @@ class TestRegionAndFill:
             dataset,
             size=8,
             length=1,
-            allowed=lambda scene, rows, cols: (rows == 0) & (cols == 0),
+            allowed=lambda scene, rows, cols, size: (rows == 0) & (cols == 0),
         )
         with pytest.raises(ValueError, match=r'of \d+ patches of 8 pixels 0 may be'):
             list(sampler)

@@ -78,7 +78,10 @@ class TestRandom:
 
     def test_only_what_is_allowed(self, dataset: Scenes) -> None:
         def allowed(
-            scene: int, rows: NDArray[np.int64], cols: NDArray[np.int64]
+            scene: int,
+            rows: NDArray[np.int64],
+            cols: NDArray[np.int64],
+            size: int | NDArray[np.int64],
         ) -> NDArray[np.bool_]:
             return (scene != 1) & (rows < 5)
 
@@ -114,12 +117,14 @@ class TestGridded:
 
     def test_starts_where_it_may(self, dataset: Scenes) -> None:
         sampler = GriddedScenePatchSampler(
-            dataset, size=30, allowed=lambda scene, rows, cols: (rows > 33) & (cols > 0)
+            dataset,
+            size=30,
+            allowed=lambda scene, rows, cols, size: (rows > 33) & (cols > 0),
         )
         assert [(patch.row, patch.col) for patch in sampler] == 3 * [(34, 4), (34, 34)]
 
     def test_nothing_allowed(self, dataset: Scenes) -> None:
         sampler = GriddedScenePatchSampler(
-            dataset, size=30, allowed=lambda scene, rows, cols: rows < 0
+            dataset, size=30, allowed=lambda scene, rows, cols, size: rows < 0
         )
         assert list(sampler) == []

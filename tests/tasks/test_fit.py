@@ -226,9 +226,9 @@ class TestStockDataModules:
         seen: list[tuple[torch.Tensor, torch.Tensor]] = []
         draw_views = CMID.draw_views
 
-        def spy(task: CMID, images: Any) -> Any:
+        def spy(task: CMID, images: Any, *rest: Any) -> Any:
             seen.append(images)
-            return draw_views(task, images)
+            return draw_views(task, images, *rest)
 
         monkeypatch.setattr(CMID, 'draw_views', spy)
         self.fit(

@@ -12,9 +12,10 @@ from dataclasses import asdict, dataclass
 from typing import Self
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
-from ..datasets import Patch, Scenes
+from ..datasets import Patch, PatchPair, Scenes
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Normalization:
             raise ValueError(f'std={list(self.std)}: every value must be positive')
 
     @classmethod
-    def estimate(cls, dataset: Scenes, patches: Iterable[Patch]) -> Self:
+    def estimate(cls, dataset: Scenes, patches: Iterable[Patch | PatchPair]) -> Self:
         """Estimate from the valid pixels of patches.
 
         A band that is constant is given a standard deviation of 1, with a warning: it
@@ -55,7 +56,7 @@ class Normalization:
 
         Args:
             dataset: Scenes to read from.
-            patches: Patches to read, with a length.
+            patches: Patches or pairs to read, with a length.
 
         Returns:
             The estimate.
@@ -69,15 +70,17 @@ class Normalization:
         deviation = np.zeros(len(dataset.bands))
         for patch in tqdm(patches, desc='Normalization statistics', unit='patch'):
             sample = dataset[patch]
-            image, valid = sample['image'].numpy(), sample['valid'][0].numpy()
-            pixels = image[:, valid].astype(np.float64)  # (C, n)
-            n = pixels.shape[1]
-            if n == 0:
-                continue
-            delta = pixels.mean(axis=1) - mean
-            deviation += pixels.var(axis=1) * n + delta**2 * (count * n / (count + n))
-            mean += delta * (n / (count + n))
-            count += n
+            images = torch.split(sample['image'], len(dataset.bands))
+            for image, valid in zip(images, sample['valid'], strict=True):
+                pixels = image[:, valid].numpy().astype(np.float64)  # (C, n)
+                n = pixels.shape[1]
+                if n == 0:
+                    continue
+                delta = pixels.mean(axis=1) - mean
+                both = count * n / (count + n)
+                deviation += pixels.var(axis=1) * n + delta**2 * both
+                mean += delta * (n / (count + n))
+                count += n
         if count == 0:
             raise ValueError(
                 f'no valid pixel in the training patches of {dataset.paths!r}: all is '

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Sampler
 from torchgeo.datamodules import BaseDataModule
 from torchgeo.datasets.utils import Sample
 
-from ..datasets import Patch, Scenes, Sensor, split_by_area
+from ..datasets import Patch, PatchPair, Scenes, Sensor, split_by_area
 from ..datasets.batch import stack_patches
 from ..datasets.scene import EQUAL_AREA
 from ..samplers import GriddedScenePatchSampler, RandomScenePatchSampler
@@ -58,6 +58,8 @@ class RasterFolderDataModule(BaseDataModule):
         roi: str | list[float] | None = None,
         min_valid: float = 0.0,
         skip_bad_files: bool = False,
+        dates: int = 1,
+        date_format: str = '%Y%m%d',
     ) -> None:
         r"""Initialize a new RasterFolderDataModule instance.
 
@@ -82,19 +84,26 @@ class RasterFolderDataModule(BaseDataModule):
                 estimate).
             all_bands: Names of the bands of a file with several, in its order (defaults
                 to the file's band descriptions).
-            filename_regex: For scenes of one file per band: a verbose regular
-                expression with a group ``band``, ``.*_(?P<band>B\d+)\.TIF`` for
-                example. Files that it does not match are left out; one that it matches
-                without the group holds all bands of its scene.
-            sensors: Several sensors, each with *paths*, *bands*, *nodata*, *all_bands*
-                and *filename_regex* of its own in place of those here, and a *scale*
-                and *offset* to one unit: see :class:`~torchgeo_cmid.datasets.Sensor`.
+            filename_regex: A verbose regular expression of file names,
+                ``.*_(?P<date>\d{8})_(?P<band>B\d+)\.TIF`` for example. The group
+                ``band`` is for scenes of one file per band; ``date``, or ``start`` and
+                ``stop``, tell when a scene was taken. Files that it does not match are
+                left out; one that it matches without ``band`` holds all bands.
+            sensors: Several sensors, each with *paths*, *bands*, *nodata*, *all_bands*,
+                *filename_regex* and *date_format* of its own in place of those here,
+                and a *scale* and *offset* to one unit: see
+                :class:`~torchgeo_cmid.datasets.Sensor`.
             roi: Region of interest, in which every patch lies wholly: a file of
                 polygons, or [west, south, east, north] in degrees.
             min_valid: Least share of valid pixels of a patch, 0 to 1. If it is more
                 than 0, scenes that may have fill are read once in full at the start.
             skip_bad_files: If True, leave out the scenes that cannot be used and warn
                 of their number; patches that cannot be read are fill.
+            dates: 1, or 2 for pairs: the two views of a patch then show the same ground
+                on two dates, in images of other footprints and resolutions if need be.
+                Where there is one date only, both views show that.
+            date_format: How dates are written, as of
+                :meth:`datetime.datetime.strptime`.
 
         Raises:
             ValueError: If only one of *mean* and *std* is given, or a size is not
@@ -121,6 +130,8 @@ class RasterFolderDataModule(BaseDataModule):
         self.roi = roi
         self.min_valid = min_valid
         self.skip_bad_files = skip_bad_files
+        self.dates = dates
+        self.date_format = date_format
         self.given = None if mean is None or std is None else (mean, std)
         self.normalization: Normalization | None = None
         self.seed: int | None = None
@@ -160,6 +171,7 @@ class RasterFolderDataModule(BaseDataModule):
             roi=self.roi,
             min_valid=self.min_valid,
             skip_bad_files=self.skip_bad_files,
+            date_format=self.date_format,
         )
         largest = max(
             self.scenes.scenes, key=lambda scene: min(scene.height, scene.width)
@@ -189,12 +201,13 @@ class RasterFolderDataModule(BaseDataModule):
             size=size,
             length=length,
             allowed=self.split.train,
+            dates=self.dates,
             seed=self.seed,
             num_replicas=world_size,
             rank=self.trainer.global_rank if self.trainer else 0,
         )
         self.val_sampler = GriddedScenePatchSampler(
-            self.scenes, size=size, allowed=self.split.val
+            self.scenes, size=size, allowed=self.split.val, dates=self.dates
         )
         self.dataset = self.scenes
 
@@ -259,7 +272,7 @@ class RasterFolderDataModule(BaseDataModule):
             self._normalize(normalization)
 
     def _dataloader[Loader: DataLoader[Sample]](
-        self, kind: type[Loader], sampler: Sampler[Patch], drop_last: bool
+        self, kind: type[Loader], sampler: Sampler[Patch | PatchPair], drop_last: bool
     ) -> Loader:
         """Load the patches of a sampler, with the statistics at hand."""
         normalization = self.normalization
@@ -311,8 +324,9 @@ class RasterFolderDataModule(BaseDataModule):
         self.normalization = normalization
         self.mean = torch.tensor(normalization.mean)
         self.std = torch.tensor(normalization.std)
+        mean, std = self.mean.repeat(self.dates), self.std.repeat(self.dates)
         self.aug = K.AugmentationSequential(
-            K.Normalize(mean=self.mean, std=self.std), data_keys=None, keepdim=True
+            K.Normalize(mean=mean, std=std), data_keys=None, keepdim=True
         )
 
     def _broadcast(self, value: Any) -> Any:

@@ -4,9 +4,19 @@
 """Datasets that TorchGeo lacks."""
 
 from .olinda import Olinda
+from .patch import Patch, PatchPair
 from .scene import Scene
-from .scenes import Patch, Scenes
+from .scenes import Scenes
 from .sensor import Sensor
 from .splits import AreaSplit, split_by_area
 
-__all__ = ('AreaSplit', 'Olinda', 'Patch', 'Scene', 'Scenes', 'Sensor', 'split_by_area')
+__all__ = (
+    'AreaSplit',
+    'Olinda',
+    'Patch',
+    'PatchPair',
+    'Scene',
+    'Scenes',
+    'Sensor',
+    'split_by_area',
+)

@@ -69,14 +69,17 @@ class Coverage:
         return cls(cell, sums)
 
     def valid(
-        self, rows: NDArray[np.int64], cols: NDArray[np.int64], size: int
+        self,
+        rows: NDArray[np.int64],
+        cols: NDArray[np.int64],
+        size: int | NDArray[np.int64],
     ) -> NDArray[np.float64]:
         """Look up the share of valid pixels of patches.
 
         Args:
             rows: First rows of the patches (n,).
             cols: First columns of the patches (n,).
-            size: Height and width of the patches in pixels.
+            size: Height and width of the patches in pixels, one or (n,).
 
         Returns:
             The share of valid pixels (n,), never more than it is: fill of cells that a

@@ -12,6 +12,8 @@ from pathlib import Path as LocalPath
 from torchgeo.datasets.utils import Path
 from torchgeo.datasets.utils import find_files as find_vsi_files
 
+from .dates import GROUPS
+
 #: Endings of the files that a folder is searched for, in lower case.
 EXTENSIONS = ('.tif', '.tiff')
 
@@ -85,16 +87,17 @@ def group_by_band(files: list[str], filename_regex: str) -> list[str | dict[str,
 
     Args:
         files: Files, sorted.
-        filename_regex: Verbose regular expression with a group named ``band``. Files
-            that it does not match are left out; one that it matches without the group
-            holds all bands of its scene.
+        filename_regex: Verbose regular expression with a group named ``band``, or one
+            of those that tell the time of a scene. Files that it does not match are
+            left out; one that it matches without the group ``band`` holds all bands of
+            its scene.
 
     Returns:
         For each scene its file, or its files by band.
 
     Raises:
         FileNotFoundError: If it matches no file.
-        ValueError: If it is not a regular expression with such a group.
+        ValueError: If it is not a regular expression with one of these groups.
     """
     try:
         regex = re.compile(filename_regex, re.VERBOSE)
@@ -102,10 +105,10 @@ def group_by_band(files: list[str], filename_regex: str) -> list[str | dict[str,
         raise ValueError(
             f'filename_regex={filename_regex!r} is no regular expression: {error}'
         ) from error
-    if 'band' not in regex.groupindex:
+    if not {'band', *GROUPS} & set(regex.groupindex):
         raise ValueError(
-            f'filename_regex={filename_regex!r} has no group named band; mark where '
-            r'the band stands, for example .*_(?P<band>B\d+)\.TIF'
+            f'filename_regex={filename_regex!r} has no group named band, date, start '
+            r'or stop; mark where it stands, for example .*_(?P<band>B\d+)\.TIF'
         )
 
     scenes: dict[tuple[str, str], str | dict[str, str]] = {}
@@ -114,7 +117,7 @@ def group_by_band(files: list[str], filename_regex: str) -> list[str | dict[str,
         match = regex.match(name)
         if match is None:
             continue
-        if match['band'] is None:
+        if match.groupdict().get('band') is None:
             scenes[folder, name] = file
             continue
         rest = f'{name[: match.start("band")]}*{name[match.end("band") :]}'

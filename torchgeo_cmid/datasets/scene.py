@@ -5,8 +5,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 import numpy as np
+import pandas as pd
 import shapely
 from numpy.typing import NDArray
 from pyproj import Transformer
@@ -19,6 +21,7 @@ from shapely.affinity import affine_transform, translate
 from shapely.geometry import mapping, shape
 
 from .coverage import Coverage
+from .dates import UNBOUNDED, find_interval
 from .raster import Source, band_indexes, check_raster
 from .sensor import Sensor
 
@@ -55,6 +58,8 @@ class Scene:
     transform: Affine
     #: Native coordinate reference system.
     crs: CRS
+    #: When it was taken, both ends included.
+    interval: pd.Interval = UNBOUNDED
     #: First row and column in the files, where a region of interest starts later.
     origin: tuple[int, int] = (0, 0)
     #: Factor and summand from stored pixels to those of a sample.
@@ -103,14 +108,17 @@ class Scene:
         return lonlat
 
     def eligible(
-        self, rows: NDArray[np.int64], cols: NDArray[np.int64], size: int
+        self,
+        rows: NDArray[np.int64],
+        cols: NDArray[np.int64],
+        size: int | NDArray[np.int64],
     ) -> NDArray[np.bool_]:
         """Tell which patches lie in the region of interest and have data enough.
 
         Args:
             rows: First rows of the patches (n,).
             cols: First columns of the patches (n,).
-            size: Height and width of the patches in pixels.
+            size: Height and width of the patches in pixels, one or (n,).
 
         Returns:
             True where a patch may be used (n,).
@@ -141,8 +149,8 @@ class Scene:
             return None
         west, south, east, north = near.bounds
         near = shapely.segmentize(near, max(east - west, north - south) / EDGE_POINTS)
-        to_crs = Transformer.from_crs('EPSG:4326', self.crs.to_wkt(), always_xy=True)
-        inside = shapely.transform(near, to_crs.transform, interleaved=False)
+        to_crs = transformer(LONLAT, self.crs).transform
+        inside = shapely.transform(near, to_crs, interleaved=False)
         inside = affine_transform(inside, (~self.transform).to_shapely())
         # mends what rounding does to edges, and to the cut at the antimeridian
         inside = shapely.make_valid(inside).buffer(ROUNDING, join_style='mitre')
@@ -225,6 +233,20 @@ class Scene:
         )
 
 
+@lru_cache(maxsize=256)
+def transformer(source: CRS, target: CRS) -> Transformer:
+    """Make a transformer of (x, y) once: that takes longer than to use it.
+
+    Args:
+        source: Coordinate reference system of what it is given.
+        target: That of what it returns.
+
+    Returns:
+        The transformer.
+    """
+    return Transformer.from_crs(source.to_wkt(), target.to_wkt(), always_xy=True)
+
+
 def open_scene(
     files: str | dict[str, str],
     sensor: Sensor,
@@ -245,8 +267,8 @@ def open_scene(
 
     Raises:
         OSError: If a file is not a readable raster.
-        ValueError: If a file has no usable georeference, no real numbers as pixels, or
-            lacks a band.
+        ValueError: If a file has no usable georeference, no real numbers as pixels,
+            lacks a band, or has a date in its name that cannot be read.
     """
     if isinstance(files, str):
         grid = check_raster(files)
@@ -279,6 +301,9 @@ def open_scene(
         width=grid.width,
         transform=grid.transform,
         crs=grid.crs,
+        interval=find_interval(
+            sources[0].path, sensor.filename_regex, sensor.date_format
+        ),
         scale=sensor.scale,
         offset=sensor.offset,
     )

@@ -6,13 +6,11 @@
 import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 from geopandas import GeoDataFrame
-from numpy.typing import NDArray
 from rasterio.transform import array_bounds
 from rasterio.windows import Window
 from rasterio.windows import transform as window_transform
@@ -22,22 +20,10 @@ from torchgeo.datasets.utils import Path, Sample
 
 from .batch import empty_images
 from .catalog import Catalog
+from .patch import Patch, PatchPair, pixel_frame, resize_patch
 from .region import Region, read_region
-from .scene import LONLAT, Scene
+from .scene import LONLAT
 from .sensor import Sensor
-
-
-class Patch(NamedTuple):
-    """Address of a square patch: what a sampler yields and :class:`Scenes` reads."""
-
-    #: Number of the scene in the dataset.
-    scene: int
-    #: First row, in pixels of the scene.
-    row: int
-    #: First column, in pixels of the scene.
-    col: int
-    #: Height and width in pixels of the scene.
-    size: int
 
 
 class Scenes(GeoDataset):
@@ -49,8 +35,8 @@ class Scenes(GeoDataset):
     scene, row and column. Files may differ in CRS, resolution and data type.
 
     The index holds the footprints in longitude and latitude; a scene's own CRS and
-    resolution are those of its entry in :attr:`scenes`. No dates are read: every
-    interval is unbounded.
+    resolution are those of its entry in :attr:`scenes`. Times are read from the names
+    of files, where *filename_regex* says how; they are unbounded elsewhere.
     """
 
     def __init__(
@@ -66,6 +52,7 @@ class Scenes(GeoDataset):
         roi: Region | None = None,
         min_valid: float = 0.0,
         skip_bad_files: bool = False,
+        date_format: str = '%Y%m%d',
     ) -> None:
         r"""Initialize a new Scenes instance.
 
@@ -80,12 +67,13 @@ class Scenes(GeoDataset):
             transforms: A function that takes a sample and returns a changed one.
             all_bands: Names of the bands of a file with several, in its order (defaults
                 to the file's band descriptions).
-            filename_regex: For scenes of one file per band: a verbose regular
-                expression with a group ``band``, ``.*_(?P<band>B\d+)\.TIF`` for
-                example. Files that it does not match are left out; one that it matches
-                without the group holds all bands of its scene.
-            sensors: Several sensors, each with *paths*, *bands*, *nodata*, *all_bands*
-                and *filename_regex* of its own in place of those above.
+            filename_regex: A verbose regular expression of file names,
+                ``.*_(?P<date>\d{8})_(?P<band>B\d+)\.TIF`` for example. The group
+                ``band`` is for scenes of one file per band; ``date``, or ``start`` and
+                ``stop``, tell when a scene was taken. Files that it does not match are
+                left out; one that it matches without ``band`` holds all bands.
+            sensors: Several sensors, each with *paths*, *bands*, *nodata*, *all_bands*,
+                *filename_regex* and *date_format* of its own in place of those here.
             roi: Region of interest, in which every patch lies wholly: a file of
                 polygons, or [west, south, east, north] in degrees, or a polygon in
                 longitude and latitude.
@@ -93,6 +81,8 @@ class Scenes(GeoDataset):
                 is more than 0, scenes that may have fill are read once in full.
             skip_bad_files: If True, leave out the scenes that cannot be used and warn
                 of their number; patches that cannot be read are fill.
+            date_format: How dates are written, as of
+                :meth:`datetime.datetime.strptime`.
 
         Raises:
             FileNotFoundError: If *paths* or *roi* names no file.
@@ -108,10 +98,11 @@ class Scenes(GeoDataset):
             sensors = [
                 Sensor(
                     [os.fspath(path) for path in listed],
-                    None if bands is None else list(bands),
-                    None if all_bands is None else list(all_bands),
-                    filename_regex,
-                    nodata,
+                    bands=None if bands is None else list(bands),
+                    all_bands=None if all_bands is None else list(all_bands),
+                    filename_regex=filename_regex,
+                    date_format=date_format,
+                    nodata=nodata,
                 )
             ]
         elif not sensors:
@@ -139,23 +130,23 @@ class Scenes(GeoDataset):
         #: Files that stand for scenes that cannot be used, and why.
         self.skipped = catalog.skipped
 
-        unbounded = pd.Interval(pd.Timestamp.min, pd.Timestamp.max, closed='both')
+        intervals = [scene.interval for scene in self.scenes]
         self.index = GeoDataFrame(
             {'filepath': [scene.path for scene in self.scenes]},
-            index=pd.IntervalIndex([unbounded] * len(self.scenes), name='datetime'),
+            index=pd.IntervalIndex(intervals, closed='both', name='datetime'),
             geometry=catalog.footprints,
             crs=LONLAT.to_wkt(),
         )
 
-    def __getitem__(self, index: Patch) -> Sample:  # type: ignore[override]
-        """Read a patch.
+    def __getitem__(self, index: Patch | PatchPair) -> Sample:  # type: ignore[override]
+        """Read a patch, or two of one place.
 
         Fill pixels are set to their band's mean over the valid pixels of the patch (0
         where there is none), so that they carry nothing.
 
         Args:
-            index: Address of the patch. (A slice of coordinates, which other datasets
-                take, cannot say which of two overlapping scenes is meant.)
+            index: Address of the patch, or of two. (A slice of coordinates, which other
+                datasets take, cannot say which of two overlapping scenes is meant.)
 
         Returns:
             ``image`` (C, H, W) float32 as stored in the file; ``valid`` (1, H, W) bool,
@@ -163,17 +154,22 @@ class Scenes(GeoDataset):
             :class:`~torchgeo.datasets.RasterDataset` gives them, in the CRS of the
             scene.
 
+            For two patches ``image`` is (2 C, H, W) and ``valid`` (2, H, W), the second
+            brought to the pixels of the first in number, and ``frame`` (3, 3) maps its
+            pixels (x, y, 1) to those of the first; ``bounds`` and ``transform`` are the
+            first's. If one of them has no data at all, the other one serves twice.
+
         Raises:
             OSError: If the file cannot be read there.
             ValueError: If pixels are not finite and not declared as no data.
         """
         return self.__getitems__([index])[0]
 
-    def __getitems__(self, indices: Sequence[Patch]) -> list[Sample]:
+    def __getitems__(self, indices: Sequence[Patch | PatchPair]) -> list[Sample]:
         """Read the patches of a batch: a data loader asks for them together.
 
         Args:
-            indices: Addresses of the patches.
+            indices: Addresses of the patches, or of pairs.
 
         Returns:
             Their samples. If the patches are of one size, all images lie in the memory
@@ -183,52 +179,90 @@ class Scenes(GeoDataset):
             OSError: If a file cannot be read there.
             ValueError: If pixels are not finite and not declared as no data.
         """
-        sizes = {index.size for index in indices}
-        if len(sizes) > 1:
+        shapes = {self._shape(index) for index in indices}
+        if len(shapes) > 1:
             return [self[index] for index in indices]
-        images = empty_images(len(indices), len(self.bands), *(2 * list(sizes)))
+        images = empty_images(len(indices), *shapes.pop())
         samples = zip(indices, images, strict=True)
         return [self._load(index, image) for index, image in samples]
 
-    def _load(self, index: Patch, tensor: Tensor) -> Sample:
-        """Read a patch into a tensor."""
-        scene, image = self.scenes[index.scene], tensor.numpy()
-        valid = self._read(scene, index, image)
-        if not valid.all():
-            total = image.sum(axis=(1, 2), where=valid, dtype=np.float64, keepdims=True)
-            mean = total / max(int(valid.sum()), 1)
-            np.copyto(image, mean.astype(np.float32), where=~valid)
+    def _shape(self, index: Patch | PatchPair) -> tuple[int, int, int]:
+        """Tell the shape of an image."""
+        if isinstance(index, PatchPair):
+            return 2 * len(self.bands), index.first.size, index.first.size
+        return len(self.bands), index.size, index.size
 
-        window = Window(index.col, index.row, index.size, index.size)
+    def _load(self, index: Patch | PatchPair, image: Tensor) -> Sample:
+        """Read a patch, or two of one place, into a tensor."""
+        sample: Sample = {'image': image}
+        if isinstance(index, PatchPair):
+            patch, sample['valid'], sample['frame'] = self._read_pair(index, image)
+        else:
+            patch, sample['valid'] = index, self._read(index, image)
+        scene = self.scenes[patch.scene]
+        window = Window(patch.col, patch.row, patch.size, patch.size)
         transform = window_transform(window, scene.transform)
-        west, south, east, north = array_bounds(index.size, index.size, transform)
-        interval = self.index.index[index.scene]
-        xres, yres = (east - west) / index.size, (north - south) / index.size
-        sample: Sample = {
-            'image': tensor,
-            'valid': torch.from_numpy(valid)[None],
-            'bounds': self._slice_to_tensor(
-                (
-                    slice(west, east, xres),
-                    slice(south, north, yres),
-                    slice(interval.left, interval.right, 1),
-                )
-            ),
-            'transform': torch.tensor(tuple(transform)),
-        }
+        west, south, east, north = array_bounds(patch.size, patch.size, transform)
+        xres, yres = (east - west) / patch.size, (north - south) / patch.size
+        sample['bounds'] = self._slice_to_tensor(
+            (
+                slice(west, east, xres),
+                slice(south, north, yres),
+                slice(scene.interval.left, scene.interval.right, 1),
+            )
+        )
+        sample['transform'] = torch.tensor(tuple(transform))
         if self.transforms is not None:
             sample = self.transforms(sample)
         return sample
 
-    def _read(
-        self, scene: Scene, patch: Patch, image: NDArray[np.float32]
-    ) -> NDArray[np.bool_]:
-        """Read a patch, as fill if it is unreadable and bad files are to be skipped."""
+    def _read_pair(
+        self, pair: PatchPair, image: Tensor
+    ) -> tuple[Patch, Tensor, Tensor]:
+        """Read two patches of one place; find the first one shown, and the frame."""
+        first, second = pair
+        halves = image.chunk(2)
+        valid = self._read(first, halves[0])
+        frame = torch.eye(3)
+        if second != first:
+            size = first.size
+            other = image.new_empty(len(self.bands), second.size, second.size)
+            other_valid = self._read(second, other)
+            if second.size != size:
+                other, other_valid = resize_patch(other, other_valid, size)
+                _fill(other, other_valid)
+            if other_valid.any():
+                halves[1].copy_(other)
+                if valid.any():
+                    scenes = self.scenes[first.scene], self.scenes[second.scene]
+                    frame = torch.from_numpy(pixel_frame(scenes, pair, size)).float()
+                    return first, torch.cat([valid, other_valid]), frame
+                halves[0].copy_(other)
+                return second, other_valid.repeat(2, 1, 1), frame
+        halves[1].copy_(halves[0])
+        return first, valid.repeat(2, 1, 1), frame
+
+    def _read(self, patch: Patch, image: Tensor) -> Tensor:
+        """Read a patch into a tensor, as fill if it is a bad file to be skipped."""
+        scene = self.scenes[patch.scene]
         try:
-            return scene.read(patch.row, patch.col, patch.size, image)[1]
+            pixels = scene.read(patch.row, patch.col, patch.size, image.numpy())[1]
+            valid = torch.from_numpy(pixels)[None]
         except (OSError, ValueError) as error:
             if not self.skip_bad_files:
                 raise
             warnings.warn(f'patch taken as fill: {error}', stacklevel=2)
-            image[:] = 0
-            return np.zeros((patch.size, patch.size), dtype=np.bool_)
+            image.zero_()
+            return torch.zeros(1, patch.size, patch.size, dtype=torch.bool)
+        _fill(image, valid)
+        return valid
+
+
+def _fill(image: Tensor, valid: Tensor) -> None:
+    """Set fill pixels of a patch to the mean of the valid ones, in place."""
+    if valid.all():
+        return
+    pixels, where = image.numpy(), valid.numpy()
+    total = pixels.sum(axis=(1, 2), where=where, dtype=np.float64, keepdims=True)
+    mean = total / max(int(where.sum()), 1)
+    np.copyto(pixels, mean.astype(np.float32), where=~where)

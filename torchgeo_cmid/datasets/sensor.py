@@ -23,9 +23,12 @@ class Sensor:
     #: Names of the bands of a file with several, in its order (defaults to its band
     #: descriptions).
     all_bands: list[str] | None = None
-    #: Verbose regular expression whose group ``band`` says which band a file holds,
-    #: for scenes of one file per band.
+    #: Verbose regular expression of file names. Its group ``band`` says which band a
+    #: file holds, for scenes of one file per band; ``date``, or ``start`` and ``stop``,
+    #: say when a scene was taken.
     filename_regex: str | None = None
+    #: How dates are written, as of :meth:`datetime.datetime.strptime`.
+    date_format: str = '%Y%m%d'
     #: Fill value in addition to those that the files declare (NaN is allowed).
     nodata: float | None = None
     #: Factor from what the files store to the unit wanted.

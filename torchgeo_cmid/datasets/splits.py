@@ -23,9 +23,8 @@ import numpy as np
 import shapely
 from geopandas import GeoSeries
 from numpy.typing import NDArray
-from pyproj import Transformer
 
-from .scene import EQUAL_AREA, Scene
+from .scene import EQUAL_AREA, Scene, transformer
 from .scenes import Scenes
 
 #: Footprints closer than this (degrees, about 100 m) count as touching: more than
@@ -68,14 +67,11 @@ class Cut:
         """
         x, y = _affine(scene.transform, cols, rows)
         if scene.crs != self.reference.crs:
-            transformer = Transformer.from_crs(
-                scene.crs.to_wkt(), self.reference.crs.to_wkt(), always_xy=True
-            )
-            x, y = transformer.transform(x, y)
+            x, y = transformer(scene.crs, self.reference.crs).transform(x, y)
         return self.sign * _affine(~self.reference.transform, x, y)[self.axis]
 
     def extent(
-        self, scene: Scene, rows: Integers, cols: Integers, size: int
+        self, scene: Scene, rows: Integers, cols: Integers, size: int | Integers
     ) -> tuple[Floats, Floats]:
         """Find how far patches reach towards the two sides.
 
@@ -83,15 +79,15 @@ class Cut:
             scene: Scene of the same cluster.
             rows: First rows of the patches (n,).
             cols: First columns of the patches (n,).
-            size: Height and width of the patches in pixels.
+            size: Height and width of the patches in pixels, one or (n,).
 
         Returns:
             Lowest and highest coordinate of each patch's outline (n,).
         """
-        edge = np.linspace(0, size, EDGE_POINTS + 1)
-        zero, far = np.zeros_like(edge), np.full_like(edge, size)
-        across = np.concatenate([edge, edge, zero, far])
-        down = np.concatenate([zero, far, edge, edge])
+        edge = np.linspace(0, size, EDGE_POINTS + 1, axis=-1)
+        zero, far = np.zeros_like(edge), np.zeros_like(edge) + edge[..., -1:]
+        across = np.concatenate([edge, edge, zero, far], axis=-1)
+        down = np.concatenate([zero, far, edge, edge], axis=-1)
         places = self.project(scene, cols[:, None] + across, rows[:, None] + down)
         return places.min(axis=1), places.max(axis=1)
 
@@ -101,18 +97,21 @@ class AreaSplit:
     """Which patches are for training and which for validation."""
 
     scenes: Sequence[Scene]
-    #: Height and width of the patches in pixels.
+    #: Height and width in pixels of the patches that either side has room for.
     size: int
     #: The cut of each scene's cluster.
     cuts: list[Cut] = field(default_factory=list)
 
-    def train(self, scene: int, rows: Integers, cols: Integers) -> NDArray[np.bool_]:
+    def train(
+        self, scene: int, rows: Integers, cols: Integers, size: int | Integers
+    ) -> NDArray[np.bool_]:
         """Tell which patches are for training.
 
         Args:
             scene: Number of the scene.
             rows: First rows of the patches (n,).
             cols: First columns of the patches (n,).
+            size: Height and width of the patches in pixels, one or (n,).
 
         Returns:
             True where a patch lies wholly on training ground (n,).
@@ -120,16 +119,19 @@ class AreaSplit:
         cut = self.cuts[scene]
         if np.isinf(cut.position):
             return np.full(rows.shape, cut.position > 0)
-        _, high = cut.extent(self.scenes[scene], rows, cols, self.size)
+        _, high = cut.extent(self.scenes[scene], rows, cols, size)
         return high <= cut.position - 1
 
-    def val(self, scene: int, rows: Integers, cols: Integers) -> NDArray[np.bool_]:
+    def val(
+        self, scene: int, rows: Integers, cols: Integers, size: int | Integers
+    ) -> NDArray[np.bool_]:
         """Tell which patches are for validation.
 
         Args:
             scene: Number of the scene.
             rows: First rows of the patches (n,).
             cols: First columns of the patches (n,).
+            size: Height and width of the patches in pixels, one or (n,).
 
         Returns:
             True where a patch lies wholly on validation ground (n,).
@@ -137,7 +139,7 @@ class AreaSplit:
         cut = self.cuts[scene]
         if np.isinf(cut.position):
             return np.full(rows.shape, cut.position < 0)
-        low, _ = cut.extent(self.scenes[scene], rows, cols, self.size)
+        low, _ = cut.extent(self.scenes[scene], rows, cols, size)
         return low >= cut.position
 
 
@@ -271,7 +273,8 @@ def _any(split: AreaSplit, side: str, members: Integers | None = None) -> bool:
     allowed = getattr(split, side)
     scenes = range(len(split.scenes)) if members is None else members
     return any(
-        allowed(i, *candidates(split.scenes[i], split.size)).any() for i in scenes
+        allowed(i, *candidates(split.scenes[i], split.size), split.size).any()
+        for i in scenes
     )
 
 

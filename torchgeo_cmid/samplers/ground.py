@@ -3,22 +3,21 @@
 
 """How likely a patch must be kept for every place on the ground to be as likely."""
 
-from collections.abc import Callable
-from functools import lru_cache
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import shapely
 from numpy.typing import NDArray
-from pyproj import Transformer
 
 from ..datasets import Scenes
+from ..datasets.scene import LONLAT, transformer
 
 Integers = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-#: Tells for patches of one scene (its number, first rows, first columns) which of them
-#: may be drawn.
-Allowed = Callable[[int, Integers, Integers], NDArray[np.bool_]]
+#: Tells for patches of one scene (its number, first rows, first columns, height and
+#: width) which of them may be drawn.
+Allowed = Callable[[int, Integers, Integers, int | Integers], NDArray[np.bool_]]
 
 #: Relative difference in ground area between the patches of a scene to be evened out.
 UNEVEN = 0.01
@@ -54,6 +53,10 @@ class Ground:
         overlaps[left[left != right]] = True
         #: Scenes that share ground with another.
         self.overlaps = overlaps
+        #: The numbers of each two scenes that share ground.
+        self.shared = left, right
+        #: Their times.
+        self.intervals = dataset.index.index
 
         areas = [self._probe(i) for i in range(len(self.scenes))]
         #: Ground area of the largest patch of each scene, 0 where none fits.
@@ -80,30 +83,87 @@ class Ground:
             chance[here] = np.minimum(area / self.largest[scene], 1)
         return chance / self._multiplicity(scenes, rows, cols)
 
-    def _multiplicity(self, scenes: Integers, rows: Integers, cols: Integers) -> Floats:
-        """Count the scenes of which a patch could be drawn with the same centre."""
-        number = np.ones(len(scenes))
+    def elsewhere(
+        self, scenes: Integers, rows: Integers, cols: Integers
+    ) -> Iterator[tuple[int, Integers, Floats, Floats]]:
+        """Find the other scenes that show the centres of patches.
+
+        Args:
+            scenes: Numbers of the scenes (n,).
+            rows: First rows of the patches (n,).
+            cols: First columns of the patches (n,).
+
+        Yields:
+            Number of a scene, indices of the patches whose centres it shows (m,), and
+            the rows and the columns of these centres in it (m,).
+        """
         lonlat = np.full((len(scenes), 2), np.nan)
         for scene in np.unique(scenes[self.overlaps[scenes]]):
             here = scenes == scene
             centre = self.size / 2
             lonlat[here] = self._lonlat(scene, rows[here] + centre, cols[here] + centre)
-        shared = np.flatnonzero(~np.isnan(lonlat[:, 0]))
-        points = shapely.points(lonlat[shared])
+        known = np.flatnonzero(~np.isnan(lonlat[:, 0]))
+        points = shapely.points(lonlat[known])
         places, others = self.tree.query(points, predicate='intersects')
-        places = shared[places]
+        places = known[places]
         for other in np.unique(others):
             here = places[(others == other) & (scenes[places] != other)]
             scene = self.scenes[other]
-            transformer = _transformer('EPSG:4326', scene.crs.to_wkt())
-            x, y = transformer.transform(*lonlat[here].T)
+            x, y = transformer(LONLAT, scene.crs).transform(*lonlat[here].T)
             a, b, c, d, e, f = (~scene.transform)[:6]
-            col = np.rint(a * x + b * y + c - self.size / 2).astype(np.int64)
-            row = np.rint(d * x + e * y + f - self.size / 2).astype(np.int64)
-            fits = (row >= 0) & (row <= scene.height - self.size)
-            fits &= (col >= 0) & (col <= scene.width - self.size)
-            here, row, col = here[fits], row[fits], col[fits]
-            number[here] += self.allowed(int(other), row, col)
+            yield int(other), here, d * x + e * y + f, a * x + b * y + c
+
+    def equal_size(
+        self, other: int, patches: Integers, rows: Floats, cols: Floats
+    ) -> Integers:
+        """Find how many pixels a patch of the same ground area has in another scene.
+
+        Args:
+            other: Number of the other scene.
+            patches: Scene, first row and first column of patches (n, 3).
+            rows: Rows of their centres in the other scene (n,).
+            cols: Columns of their centres in the other scene (n,).
+
+        Returns:
+            Heights and widths in pixels of the other scene (n,), 1 at least.
+        """
+        area = np.zeros(len(patches))
+        for scene in np.unique(patches[:, 0]):
+            here = patches[:, 0] == scene
+            area[here] = self._area(scene, *patches[here, 1:].T)
+        half = self.size / 2
+        ratio = area / self._area(other, rows - half, cols - half)
+        return np.maximum(np.rint(self.size * np.sqrt(ratio)), 1).astype(np.int64)
+
+    def fitting(
+        self, other: int, rows: Floats, cols: Floats, sizes: int | Integers
+    ) -> tuple[NDArray[np.bool_], Integers, Integers]:
+        """Place patches around their centres, and tell which of them may be drawn.
+
+        Args:
+            other: Number of the scene.
+            rows: Rows of the centres (n,).
+            cols: Columns of the centres (n,).
+            sizes: Heights and widths of the patches in pixels, one or (n,).
+
+        Returns:
+            Whether each lies in the scene and may be drawn, its first row and its first
+            column (n,).
+        """
+        scene = self.scenes[other]
+        row = np.rint(rows - np.asarray(sizes) / 2).astype(np.int64)
+        col = np.rint(cols - np.asarray(sizes) / 2).astype(np.int64)
+        fits = (row >= 0) & (row <= scene.height - sizes)
+        fits &= (col >= 0) & (col <= scene.width - sizes)
+        size = sizes if isinstance(sizes, int) else sizes[fits]
+        fits[fits] = self.allowed(other, row[fits], col[fits], size)
+        return fits, row, col
+
+    def _multiplicity(self, scenes: Integers, rows: Integers, cols: Integers) -> Floats:
+        """Count the scenes of which a patch could be drawn with the same centre."""
+        number = np.ones(len(scenes))
+        for other, here, row, col in self.elsewhere(scenes, rows, cols):
+            number[here] += self.fitting(other, row, col, self.size)[0]
         return number
 
     def _probe(self, scene: int) -> Floats:
@@ -136,12 +196,6 @@ class Ground:
     ) -> Floats:
         """Longitude and latitude (n, 2) of places in a scene."""
         a, b, c, d, e, f = self.scenes[scene].transform[:6]
-        transformer = _transformer(self.scenes[scene].crs.to_wkt(), 'EPSG:4326')
         x, y = a * cols + b * rows + c, d * cols + e * rows + f
-        return np.stack(transformer.transform(x, y), axis=-1)
-
-
-@lru_cache(maxsize=256)
-def _transformer(source: str, target: str) -> Transformer:
-    """Make a transformer once: that takes longer than to use it."""
-    return Transformer.from_crs(source, target, always_xy=True)
+        lonlat = transformer(self.scenes[scene].crs, LONLAT).transform(x, y)
+        return np.stack(lonlat, axis=-1)

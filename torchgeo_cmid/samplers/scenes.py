@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import DistributedSampler, Sampler
 
-from ..datasets import Patch, Scenes
+from ..datasets import Patch, PatchPair, Scenes
 from ..datasets.splits import candidates
+from .dates import find_other_dates
 from .ground import Allowed, Ground, Integers
 
 #: Patches drawn at a time, at most.
@@ -22,13 +23,16 @@ TRIES = 2**20
 SCARCE = 1e-4
 
 
-def everywhere(scene: int, rows: Integers, cols: Integers) -> NDArray[np.bool_]:
+def everywhere(
+    scene: int, rows: Integers, cols: Integers, size: int | Integers
+) -> NDArray[np.bool_]:
     """Allow every patch.
 
     Args:
         scene: Number of the scene.
         rows: First rows of the patches (n,).
         cols: First columns of the patches (n,).
+        size: Height and width of the patches in pixels, one or (n,).
 
     Returns:
         True for each patch (n,).
@@ -36,7 +40,27 @@ def everywhere(scene: int, rows: Integers, cols: Integers) -> NDArray[np.bool_]:
     return np.ones(rows.shape, dtype=np.bool_)
 
 
-class RandomScenePatchSampler(DistributedSampler[Patch]):
+def with_data(dataset: Scenes, allowed: Allowed) -> Allowed:
+    """Allow only the patches that lie in the region of interest and have data enough.
+
+    Args:
+        dataset: The scenes.
+        allowed: Tells which patches are allowed otherwise.
+
+    Returns:
+        Tells which patches may be used.
+    """
+
+    def usable(
+        scene: int, rows: Integers, cols: Integers, size: int | Integers
+    ) -> NDArray[np.bool_]:
+        eligible = dataset.scenes[scene].eligible(rows, cols, size)
+        return eligible & allowed(scene, rows, cols, size)
+
+    return usable
+
+
+class RandomScenePatchSampler(DistributedSampler[Patch | PatchPair]):
     """Draw patches at random, each of them independently over all scenes.
 
     A scene is drawn with a probability in proportion to the ground on which a patch can
@@ -54,6 +78,7 @@ class RandomScenePatchSampler(DistributedSampler[Patch]):
         size: int,
         length: int,
         allowed: Allowed = everywhere,
+        dates: int = 1,
         seed: int = 0,
         num_replicas: int = 1,
         rank: int = 0,
@@ -66,12 +91,15 @@ class RandomScenePatchSampler(DistributedSampler[Patch]):
             length: Patches per epoch, of all processes together (rounded up to a
                 multiple of *num_replicas*).
             allowed: Tells which patches may be drawn (defaults to all).
+            dates: 1, or 2 for pairs of a patch and one of the same ground at another
+                time: see :class:`~torchgeo_cmid.samplers.dates.OtherDates`.
             seed: Seed, the same in every process.
             num_replicas: Number of processes.
             rank: Number of this process.
 
         Raises:
-            ValueError: If *length* is not positive, or no patch may be drawn.
+            ValueError: If *length* is not positive, no patch may be drawn, or *dates*
+                is 2 and no scenes of different times show the same ground.
         """
         if size < 1:
             raise ValueError(f'size={size} must be at least 1')
@@ -81,28 +109,29 @@ class RandomScenePatchSampler(DistributedSampler[Patch]):
         self.num_samples = math.ceil(length / num_replicas)
         self.total_size = self.num_samples * num_replicas
         self.size = size
-        self.allowed = allowed
+        self.usable = with_data(dataset, allowed)
         #: Patches of the next epoch that are left out, having been seen before.
         self.first = 0
 
         # Ground area on which a patch can start, 0 where none can lie.
         self.scenes = dataset.scenes
-        self.ground = Ground(dataset, size, self._usable)
+        self.ground = Ground(dataset, size, self.usable)
         weights = np.zeros(len(self.scenes))
         for i, scene in enumerate(self.scenes):
-            if allowed(i, *candidates(scene, size)).any():
+            if allowed(i, *candidates(scene, size), size).any():
                 starts = (scene.height - size + 1) * (scene.width - size + 1)
                 weights[i] = self.ground.largest[i] * starts
         if not weights.any():
             demands = ' and has data enough' * any(s.min_valid for s in self.scenes)
             raise ValueError(f'no patch of {size} pixels fits into any scene{demands}')
         self.weights = weights / weights.sum()
+        self.other_dates = find_other_dates(dates, self.ground)
 
-    def __iter__(self) -> Iterator[Patch]:
+    def __iter__(self) -> Iterator[Patch | PatchPair]:
         """Draw the patches of the current epoch.
 
         Yields:
-            This process's share of the patches.
+            This process's share of the patches, or of the pairs.
 
         Raises:
             ValueError: If next to no patch may be drawn.
@@ -120,9 +149,13 @@ class RandomScenePatchSampler(DistributedSampler[Patch]):
                 )
             missing = self.total_size - len(drawn)
             number = min(max(number, missing * tried // max(len(drawn), 1)), ROUND)
-        own = drawn[self.rank : self.total_size : self.num_replicas]
+        own = slice(self.rank, self.total_size, self.num_replicas)
         first, self.first = self.first, 0
-        for scene, row, col in own[first:]:
+        if self.other_dates is not None:
+            draws = rng.random(self.total_size)
+            yield from self.other_dates.pair(drawn[own][first:], draws[own][first:])
+            return
+        for scene, row, col in drawn[own][first:]:
             yield Patch(int(scene), int(row), int(col), self.size)
 
     def _draw(self, rng: np.random.Generator, number: int) -> Integers:
@@ -135,20 +168,15 @@ class RandomScenePatchSampler(DistributedSampler[Patch]):
         keep = np.zeros(number, dtype=np.bool_)
         for scene in np.unique(scenes):
             here = scenes == scene
-            keep[here] = self._usable(int(scene), rows[here], cols[here])
+            keep[here] = self.usable(int(scene), rows[here], cols[here], self.size)
         drawn = np.stack([scenes, rows, cols], axis=1)[keep]
         if self.ground.overlaps.any() or self.ground.uneven.any():
             chance = self.ground.chance(*drawn.T)
             drawn = drawn[rng.random(len(drawn)) < chance]
         return drawn
 
-    def _usable(self, scene: int, rows: Integers, cols: Integers) -> NDArray[np.bool_]:
-        """Tell which patches lie where they may and have data enough."""
-        usable = self.scenes[scene].eligible(rows, cols, self.size)
-        return usable & self.allowed(scene, rows, cols)
 
-
-class GriddedScenePatchSampler(Sampler[Patch]):
+class GriddedScenePatchSampler(Sampler[Patch | PatchPair]):
     """Cover scenes with a grid of patches, always the same and in the same order."""
 
     def __init__(
@@ -158,6 +186,7 @@ class GriddedScenePatchSampler(Sampler[Patch]):
         size: int,
         stride: int | None = None,
         allowed: Allowed = everywhere,
+        dates: int = 1,
     ) -> None:
         """Initialize a new GriddedScenePatchSampler instance.
 
@@ -166,12 +195,20 @@ class GriddedScenePatchSampler(Sampler[Patch]):
             size: Height and width of a patch in pixels.
             stride: Distance between patches in pixels (defaults to *size*).
             allowed: Tells which patches to yield (defaults to all).
+            dates: 1, or 2 for pairs of a patch and one of the same ground at another
+                time, always the same: see
+                :class:`~torchgeo_cmid.samplers.dates.OtherDates`.
+
+        Raises:
+            ValueError: If *dates* is 2 and no scenes of different times show the same
+                ground.
         """
         self.size = size
+        usable = with_data(dataset, allowed)
         grids = [np.zeros((0, 3), dtype=np.int64)]
         for i, scene in enumerate(dataset.scenes):
             rows, cols = candidates(scene, size)
-            inside = allowed(i, rows, cols)
+            inside = allowed(i, rows, cols, size)
             if not inside.any():
                 continue
             # The grid starts at an allowed patch, so that narrow strips are covered.
@@ -181,12 +218,19 @@ class GriddedScenePatchSampler(Sampler[Patch]):
             cols = np.arange(col, scene.width - size + 1, step)
             rows, cols = np.meshgrid(rows, cols, indexing='ij')
             rows, cols = rows.ravel(), cols.ravel()
-            keep = scene.eligible(rows, cols, size) & allowed(i, rows, cols)
+            keep = usable(i, rows, cols, size)
             grids.append(np.stack([np.full(rows.shape, i), rows, cols], axis=1)[keep])
         self.patches = np.concatenate(grids)
+        self.other_dates = None
+        if dates != 1:
+            self.other_dates = find_other_dates(dates, Ground(dataset, size, usable))
 
-    def __iter__(self) -> Iterator[Patch]:
-        """Yield the patches scene by scene, row by row."""
+    def __iter__(self) -> Iterator[Patch | PatchPair]:
+        """Yield the patches, or the pairs, scene by scene, row by row."""
+        if self.other_dates is not None:
+            draws = np.random.default_rng(0).random(len(self.patches))
+            yield from self.other_dates.pair(self.patches, draws)
+            return
         for scene, row, col in self.patches:
             yield Patch(int(scene), int(row), int(col), self.size)
 

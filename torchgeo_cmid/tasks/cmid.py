@@ -99,7 +99,7 @@ class CMID(DistillationTask):
                 (its student's backbone), or a full published state, with which heads,
                 queue and centre are taken over, too.
             in_channels: Number of bands. An image of twice as many bands is taken for
-                two seasons of one place, which become the two views.
+                two dates of one place, which become the two views.
             size: Height and width of a view in pixels.
             mask_patch_size: Height and width of a cell of the mask in pixels.
             mask_ratio: Share of the cells of a view that is masked.

@@ -30,51 +30,58 @@ class ViewTask(BaseTask):
     augmentations: nn.Module | None
     _default_views: nn.Module | None = None
 
-    def patches(self, batch: Sample) -> tuple[Pair, ...]:
+    def patches(self, batch: Sample) -> tuple[Pair, Pair | None, Tensor | None]:
         """Take the patches for either view from a batch, fill pixels filled.
 
-        They are two seasons, or twice the same.
+        They are of two dates, or twice the same.
 
         Args:
-            batch: ``image`` (B, C or 2 C, H, W) and, where fill pixels are known,
-                ``valid`` (B, 1, H, W) bool, False where there is no data.
+            batch: ``image`` (B, C or 2 C, H, W); where fill pixels are known, ``valid``
+                (B, 1 or 2, H, W) bool, False where there is no data; and where the
+                pixels of two dates are not those of the same ground, ``frame`` (B, 3,
+                3), which maps pixels (x, y, 1) of the second to those of the first.
 
         Returns:
-            The patches, (B, C, H, W) each, and with ``valid`` their valid pixels, (B,
-            1, H, W) bool each, as :meth:`draw_views` takes them.
+            The patches, (B, C, H, W) each, their valid pixels, (B, 1, H, W) bool each,
+            and their frame, as :meth:`draw_views` takes them.
 
         Raises:
             ValueError: If the bands are not *in_channels*, or twice as many.
         """
         x: Tensor = batch['image']
-        x = x.to(torch.promote_types(self.student.mask_token.dtype, torch.float32))
-        valid: Tensor | None = batch.get('valid')
-        if valid is not None:  # before anything else sees them
-            x = fill_with_valid_mean(x, valid)
-        x = limit_values(x)
         in_channels = self.hparams['in_channels']
-        if x.shape[1] == in_channels:
-            images = x, x
-        elif x.shape[1] == 2 * in_channels:
-            images = x[:, :in_channels], x[:, in_channels:]
-        else:
+        if x.shape[1] not in (in_channels, 2 * in_channels):
             raise ValueError(
                 f'the batch has {x.shape[1]} bands: in_channels={in_channels} must be '
-                'that number, or half of it for two seasons in one image'
+                'that number, or half of it for two dates in one image'
             )
-        return (images,) if valid is None else (images, (valid, valid))
+        x = x.to(torch.promote_types(self.student.mask_token.dtype, torch.float32))
+        dates = list(torch.split(x, in_channels, dim=1))  # one, or two
+        valid = None
+        if 'valid' in batch:
+            masks = batch['valid'].expand(-1, len(dates), -1, -1)[:, :, None].unbind(1)
+            valid = masks[0], masks[-1]
+            # before anything else sees them
+            dates = list(map(fill_with_valid_mean, dates, masks))
+        dates = list(map(limit_values, dates))
+        return (dates[0], dates[-1]), valid, batch.get('frame')
 
-    def draw_views(self, images: Pair, valid: Pair | None = None) -> tuple[Pair, ...]:
+    def draw_views(
+        self, images: Pair, valid: Pair | None = None, frame: Tensor | None = None
+    ) -> tuple[Pair, ...]:
         """Draw two views of each patch, their masks, and where their cells lie.
 
         Args:
             images: The patches for either view, (B, C, H, W) each.
             valid: Their valid pixels, (B, 1, H, W) bool each. None: all are.
+            frame: Matrices that map pixels (x, y, 1) of the second patch to those of
+                the first, (B, 3, 3). None: they are the same.
 
         Returns:
             Views, (B, C, S, S) each, masks of cells, (B, S/32, S/32) bool each, grids,
-            (B, h, w, 2) each, and with *valid* the valid pixels of the views, (B, 1, S,
-            S) bool each, as :meth:`compute_losses` takes them.
+            (B, h, w, 2) each, in pixels of the first patch, and with *valid* the valid
+            pixels of the views, (B, 1, S, S) bool each, as :meth:`compute_losses` takes
+            them.
         """
         with torch.autocast(self.device.type, enabled=False):
             views, transforms = self._augment(images, valid)
@@ -84,9 +91,12 @@ class ViewTask(BaseTask):
             random_cell_mask(batch_size, self.cells, ratio, self.device),
             random_cell_mask(batch_size, self.cells, ratio, self.device),
         )
+        ground = transforms[1]  # from pixels of the first patch to those of the view
+        if frame is not None:
+            ground = ground @ torch.linalg.inv(frame.to(ground))
         grids = (
             cell_grid(transforms[0], size, self.student.map_size),
-            cell_grid(transforms[1], size, self.student.map_size),
+            cell_grid(ground, size, self.student.map_size),
         )
         if valid is None:
             return views, masks, grids

@@ -52,7 +52,7 @@ class Views(nn.Module):
 
         Args:
             images: The patches for the weak and for the strong view, (B, C, H, W) each:
-                twice the same, or two seasons of the same place.
+                twice the same, or two dates of the same place.
             valid: The valid pixels of the patches, (B, 1, H, W) bool each; others do
                 not count in the statistics that the strong view is changed by. None:
                 all are.

@@ -1,0 +1,108 @@
+# Copyright (c) torchgeo-cmid Contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""The same ground on another date: from addresses of patches to those of pairs."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..datasets import Patch, PatchPair
+from .ground import Floats, Ground, Integers
+
+#: Patches for which another date is looked up at a time.
+ROUND = 4096
+
+
+def find_other_dates(dates: int, ground: Ground) -> 'OtherDates | None':
+    """Prepare to pair patches if pairs are wanted.
+
+    Args:
+        dates: 1, or 2 for pairs.
+        ground: What scenes have in common.
+
+    Returns:
+        What makes the pairs, None for 1.
+
+    Raises:
+        ValueError: If *dates* is neither, or there can be no pair.
+    """
+    if dates not in (1, 2):
+        raise ValueError(f'dates={dates} must be 1, or 2 for pairs of dates')
+    return OtherDates(ground) if dates == 2 else None
+
+
+class OtherDates:
+    """Pairs patches with ones of the same ground on another date.
+
+    The other patch has the same centre and covers the same area of ground, so it has
+    fewer pixels where they are coarser. Of all scenes of other times in which it may be
+    drawn, one is chosen at random; where there is none, the same patch serves twice.
+    """
+
+    def __init__(self, ground: Ground) -> None:
+        """Initialize a new OtherDates instance.
+
+        Args:
+            ground: What scenes have in common.
+
+        Raises:
+            ValueError: If no scene shares ground with one of another time.
+        """
+        self.ground = ground
+        times = ground.intervals
+        self.start, self.stop = times.left.to_numpy(), times.right.to_numpy()
+        left, right = ground.shared
+        if not self._apart(left, right).any():
+            known = len(times.unique())
+            raise ValueError(
+                f'dates=2, but no two of {len(times)} scenes show the same ground at '
+                f'different times ({known} are known): let filename_regex have a group '
+                'date, or set dates to 1'
+            )
+
+    def pair(self, patches: Integers, draws: Floats) -> Iterator[PatchPair]:
+        """Pair patches.
+
+        Args:
+            patches: Scene, first row and first column of patches (n, 3).
+            draws: Random numbers in 0..1, one for each patch (n,).
+
+        Yields:
+            The pairs.
+        """
+        size = self.ground.size
+        for start in range(0, len(patches), ROUND):
+            chunk = patches[start : start + ROUND]
+            others = self._choose(chunk, draws[start : start + ROUND])
+            for (scene, row, col), other in zip(chunk, others, strict=True):
+                first = Patch(int(scene), int(row), int(col), size)
+                yield PatchPair(first, Patch(*map(int, other)))
+
+    def _choose(self, patches: Integers, draws: Floats) -> Integers:
+        """Choose the other patch of each, (n, 4); the same where there is none."""
+        size = self.ground.size
+        chosen = np.column_stack([patches, np.full(len(patches), size)])
+        found = [np.zeros((0, 5), dtype=np.int64)]
+        for other, places, y, x in self.ground.elsewhere(*patches.T):
+            apart = self._apart(patches[places, 0], np.full(len(places), other))
+            places, y, x = places[apart], y[apart], x[apart]
+            sizes = self.ground.equal_size(other, patches[places], y, x)
+            usable, rows, cols = self.ground.fitting(other, y, x, sizes)
+            scenes = np.full(len(places), other)
+            table = np.column_stack([places, scenes, rows, cols, sizes])
+            found.append(table[usable])
+        table = np.concatenate(found)
+        table = table[np.lexsort(table[:, 1::-1].T)]  # by patch, then by scene
+        number = np.bincount(table[:, 0], minlength=len(patches))
+        some = np.flatnonzero(number)
+        first = np.cumsum(number) - number
+        chosen[some] = table[(first + draws * number).astype(np.int64)[some], 1:]
+        return chosen
+
+    def _apart(self, scenes: Integers, others: Integers) -> NDArray[np.bool_]:
+        """Tell which scenes were taken at times that have nothing in common."""
+        before: NDArray[np.bool_] = self.stop[scenes] < self.start[others]
+        after: NDArray[np.bool_] = self.stop[others] < self.start[scenes]
+        return before | after

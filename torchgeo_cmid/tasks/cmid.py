@@ -42,7 +42,9 @@ class CMID(DistillationTask):
     cells, contrast of the pooled features, and distillation of matching cells.
 
     A batch holds ``image`` (B, C, H, W) and, where fill pixels are known, ``valid`` (B,
-    1, H, W) bool, False where there is no data: such pixels never teach.
+    1, H, W) bool, False where there is no data: such pixels never teach. With two dates
+    there are (B, 2 C, H, W) and (B, 2, H, W), and where they lie differently on the
+    ground ``frame`` (B, 3, 3), from pixels (x, y, 1) of the second to the first.
 
     If you use this task in your research, please cite the following paper:
 

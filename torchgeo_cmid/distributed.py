@@ -58,6 +58,18 @@ def batch_share(count: Tensor) -> Tensor:
     return count / mean.clamp(min=torch.finfo(mean.dtype).tiny)
 
 
+def batch_mean(x: Tensor) -> Tensor:
+    """Mean over the local batch, as a part of that over the global batch.
+
+    Args:
+        x: Local batch, (B, ...); B may differ, as in the last batch of an epoch.
+
+    Returns:
+        Mean, (...), whose mean over all processes is that of the global batch.
+    """
+    return x.mean(dim=0) * batch_share(x.new_full((), len(x)))
+
+
 def global_means(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Means over all processes of several numbers, in one message.
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ..distributed import gather_batch
+from ..distributed import batch_mean, gather_batch
 
 
 class _QueueLogSumExp(torch.autograd.Function):
@@ -81,7 +81,7 @@ class QueueInfoNCE(nn.Module):
             query, key = query.to(self.queue.dtype), key.to(self.queue.dtype)
             positive = (query * key).sum(dim=1) / self.temperature  # (B,)
             negative = _QueueLogSumExp.apply(query, self.queue, self.temperature)
-            return F.softplus(negative - positive).mean()
+            return batch_mean(F.softplus(negative - positive))
 
     @torch.no_grad()
     def enqueue(self, *keys: Tensor) -> None:
@@ -119,4 +119,4 @@ class BYOLLoss(nn.Module):
         Returns:
             The loss, ().
         """
-        return 2 - 2 * (prediction * key).sum(dim=1).mean()
+        return batch_mean(2 - 2 * (prediction * key).sum(dim=1))

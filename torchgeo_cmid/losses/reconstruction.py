@@ -6,7 +6,7 @@
 import torch
 from torch import Tensor, nn
 
-from ..distributed import batch_share, global_mean
+from ..distributed import batch_mean, batch_share, global_mean
 
 
 class SpatialLoss(nn.Module):
@@ -73,7 +73,7 @@ class FrequencyLoss(nn.Module):
         blend = 0.5 * (prediction.detach() - target)
         difference = torch.lerp(blend, prediction - target, soft_mask)
         dtype = torch.promote_types(difference.dtype, torch.float32)  # for the FFT
-        mean = global_mean(difference.to(dtype).mean(dim=0))  # (C, S, S)
+        mean = global_mean(batch_mean(difference.to(dtype)))  # (C, S, S)
         delta = torch.fft.fft2(mean, norm='ortho')
         power = delta.real.square() + delta.imag.square()  # |Delta|^2
         with torch.no_grad():

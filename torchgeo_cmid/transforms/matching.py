@@ -94,7 +94,7 @@ def take_matches(
     grids: tuple[Tensor, Tensor],
     num_matches: int,
     valid: tuple[Tensor, Tensor] | None = None,
-) -> tuple[Tensor, Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Take the features of the cells of two views that lie closest to each other.
 
     Args:
@@ -105,14 +105,15 @@ def take_matches(
             half of them valid is in no pair. None: all are.
 
     Returns:
-        Features of the paired cells, (N, D) each, and with *valid* the weight of this
-        process's pairs in a mean over all processes, (). Fewer than two pairs are
-        none, as there is no batch norm over them: others of no weight take their place.
+        Features of the paired cells, (N, D) each, and the weight of this process's
+        pairs in a mean over all processes, (). Fewer than two pairs are none, as there
+        is no batch norm over them: others of no weight take their place.
     """
     h_w = (maps[0].shape[2], maps[0].shape[3])
     if valid is None:
         pairs = match_cells(*grids, num_matches)
-        return _take_cells(maps[0], pairs[0]), _take_cells(maps[1], pairs[1]), None
+        weight = batch_share(grids[0].new_full((), pairs[0].numel()))
+        return _take_cells(maps[0], pairs[0]), _take_cells(maps[1], pairs[1]), weight
     candidates = valid_cells(valid[0], h_w), valid_cells(valid[1], h_w)
     pairs = match_cells(*grids, num_matches, candidates)
     own, other = (

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import re
 import resource
+import tempfile
 import warnings
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -21,6 +22,9 @@ from torchgeo_cmid.datamodules import RasterFolderDataModule
 #: Seconds that anything may take, and memory that it may add.
 LIMIT = 30
 MEMORY = 2 * 2**30
+
+#: A user who owns nothing.
+NOBODY = 65_534
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 
@@ -54,10 +58,14 @@ def load(folder: Path, paths: list[str], **arguments: Any) -> dict[str, Any]:
     }
 
 
-def apart(folder: Path, paths: list[str], **arguments: Any) -> dict[str, Any]:
+def apart(
+    folder: Path, paths: list[str], anybody: bool = False, **arguments: Any
+) -> dict[str, Any]:
     """Do so in a process of its own, which may not hang, crash or take all memory."""
 
     def target(pipe: Connection) -> None:
+        if anybody and os.getuid() == 0:  # whom no permission stops
+            os.setuid(NOBODY)
         used = int(Path('/proc/self/statm').read_text().split()[0])
         limit = used * resource.getpagesize() + MEMORY
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -106,6 +114,26 @@ def test_one_clear_error(tmp_path: Path, name: str) -> None:
     else:
         assert result['valid'] < 1
         assert any('patch taken as fill' in text for text in result['warnings'])
+
+
+@pytest.mark.parametrize('kind', ['file', 'folder'])
+def test_no_permission_to_read(kind: str) -> None:
+    with tempfile.TemporaryDirectory() as name:  # pytest's own are closed to others
+        folder = Path(name)
+        folder.chmod(0o755)
+        good = write_scene(folder / 'good.tif', bands=1)
+        bad = folder / 'bad' / 'bad.tif'
+        write_scene(bad, bands=1)
+        closed = bad if kind == 'file' else bad.parent
+        closed.chmod(0)
+        result = apart(folder, [name], anybody=True)
+        assert re.search(
+            f'{closed}.*Permission denied|Permission denied.*{closed}', result['error']
+        )
+        if kind == 'file':
+            result = apart(folder, [name], anybody=True, skip_bad_files=True)
+            assert result['scenes'] == [str(good)]
+            assert list(result['skipped']) == [str(bad)]
 
 
 @pytest.mark.parametrize('name', RANDOM)

@@ -131,7 +131,12 @@ class Unpadded(DistributedSampler[dict[str, Tensor]]):
 CASES: dict[str, dict[str, Any]] = {
     'whole': {'data': samples(12, False), 'task': {}, 'flags': {}},
     'fill': {'data': samples(12, True), 'task': {}, 'flags': {}},
-    'padded': {'data': samples(11, False), 'task': {}, 'flags': {}},
+    'padded': {
+        'data': samples(11, False),
+        'task': {'queue_size': 64},
+        'flags': {},
+        'unseeded': True,
+    },
     'uneven': {
         'data': samples(11, False),
         'task': {},
@@ -155,7 +160,7 @@ CASES: dict[str, dict[str, Any]] = {
 def train(folder: Path, arguments: dict[str, Any]) -> None:
     """Train as one of the processes that the environment tells Lightning of."""
     folder.mkdir(exist_ok=True)
-    torch.manual_seed(0)
+    torch.manual_seed(int(os.environ['LOCAL_RANK']) if arguments.get('unseeded') else 0)
     task = FixedViews(**(TINY | {'model': 'test_vit'} | arguments['task']))
     flags = {'precision': '64-true', 'max_epochs': 1} | arguments['flags']
     trainer = Trainer(
@@ -253,7 +258,10 @@ class TestTwoProcesses:
         # eleven patches: the sampler repeats one, as all processes take a step
         for rank in two['padded']:
             assert len(rank['seen']) == 6
-            assert rank['state']['contrastive.queue_ptr'].item() == 24 % 19
+            assert rank['state']['contrastive.queue_ptr'].item() == 24
+        # without --seed_everything each process draws another model: the first's is it
+        for name, value in two['padded'][0]['state'].items():
+            assert torch.equal(two['padded'][1]['state'][name], value), name
 
     def test_stock_command(self, tmp_path: Path) -> None:
         """Lightning's flags alone; validation and its metrics included."""

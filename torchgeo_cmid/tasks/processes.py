@@ -4,6 +4,7 @@
 """What a run on several processes needs beyond Lightning's flags."""
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch.strategies import (
     DeepSpeedStrategy,
     FSDPStrategy,
@@ -12,8 +13,10 @@ from lightning.pytorch.strategies import (
 )
 from timm.layers import BatchNormAct2d
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ..distributed import world_size
+from ..losses import QueueInfoNCE
 from ..models.norms import synchronise_batch_norms
 
 
@@ -35,8 +38,29 @@ def prepare_strategy(model: nn.Module, strategy: Strategy) -> None:
             'average of whole ones: use --trainer.strategy ddp, and a smaller '
             'batch_size with --trainer.accumulate_grad_batches if memory is short'
         )
-    if world_size() > 1 and strategy.root_device.type == 'cpu':
+    if world_size() == 1:
+        return
+    if strategy.root_device.type == 'cpu':
         synchronise_batch_norms(model)
+    _keep_queues_alike(model, strategy.root_device)
+
+
+def _keep_queues_alike(model: nn.Module, device: torch.device) -> None:
+    """Let all processes start from one queue, and never send it again.
+
+    The same keys enter it everywhere, but DistributedDataParallel sends all buffers, 64
+    MiB here, to every process before each step.
+    """
+    names = []
+    for name, module in model.named_modules():
+        if isinstance(module, QueueInfoNCE):
+            queue = module.queue.to(device)
+            dist.broadcast(queue, src=0)
+            module.queue.copy_(queue)
+            names.append(f'{name}.queue')
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(  # type: ignore[no-untyped-call]
+        model, names
+    )
 
 
 def has_fused_activations(model: nn.Module) -> bool:

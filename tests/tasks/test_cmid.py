@@ -9,23 +9,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.tasks.tiny import TINY
 from torchgeo_cmid.tasks import CMID
 from torchgeo_cmid.transforms import default_views
 
-TINY: dict[str, Any] = {
-    'model': 'resnet18',
-    'size': 64,
-    'mask_patch_size': 16,
-    'queue_size': 16,
-    'hidden_dim': 32,
-    'num_prototypes': 32,
-    'bottleneck_dim': 16,
-}
+SMALL = TINY | {'model': 'resnet18'}
 
 
 def make_task(**kwargs: Any) -> CMID:
     torch.manual_seed(0)
-    task = CMID(**(TINY | kwargs))
+    task = CMID(**(SMALL | kwargs))
     in_channels = task.hparams['in_channels']
     task.augmentations = default_views(64, in_channels, observed=(0, 1))[0]
     return task
@@ -54,7 +47,7 @@ class TestComputeLosses:
     )
     def test_backbones(self, model: str, size: int, cell: int) -> None:
         task = CMID(
-            **(TINY | {'model': model, 'size': size, 'mask_patch_size': cell}),
+            **(SMALL | {'model': model, 'size': size, 'mask_patch_size': cell}),
             in_channels=5,
         )
         task.augmentations = default_views(size, 5, observed=(0, 1))[0]

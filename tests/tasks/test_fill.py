@@ -9,20 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.tasks.tiny import TINY
 from torchgeo_cmid.tasks import CMID
 from torchgeo_cmid.transforms import MultispectralPhotometric, Views
 
-TINY: dict[str, Any] = {
-    'model': 'convnext_atto',
-    'in_channels': 4,
-    'size': 64,
-    'mask_patch_size': 16,
-    'queue_size': 16,
-    'hidden_dim': 32,
-    'num_prototypes': 32,
-    'bottleneck_dim': 16,
-    'num_matches': 3,
-}
+SMALL = TINY | {'model': 'convnext_atto', 'in_channels': 4, 'num_matches': 3}
 
 
 def patches_and_valid() -> tuple[Tensor, Tensor]:
@@ -41,7 +32,7 @@ def learn(
 ) -> dict[str, Tensor]:
     """All that one step of training computes."""
     torch.manual_seed(0)
-    task = CMID(**(TINY | kwargs))
+    task = CMID(**(SMALL | kwargs))
     views = Views(64, MultispectralPhotometric(4))
     # the recipe for these data, or a module of the user's, which knows of no fill
     if local_view:
@@ -80,7 +71,7 @@ class TestFillNeverTeaches:
         """``compute_losses`` by itself: noise on fill pixels carries nothing either."""
         image, valid = patches_and_valid()
         torch.manual_seed(0)
-        task = CMID(**TINY).eval()
+        task = CMID(**SMALL).eval()
         task.augmentations = Views(64, torch.nn.Identity())
         drawn = task.draw_views((image, image), (valid, valid))
         views, masks, grids, pixels = drawn
@@ -103,7 +94,7 @@ class TestFillNeverTeaches:
         """No gradient where there is fill, for either part of the loss."""
         image, valid = patches_and_valid()
         torch.manual_seed(0)
-        task = CMID(**TINY, global_branch=None, local_branch=False)
+        task = CMID(**SMALL, global_branch=None, local_branch=False)
         task.augmentations = Views(64, torch.nn.Identity())
         drawn = task.draw_views(*task.patches({'image': image, 'valid': valid}))  # type: ignore[arg-type]
         predictions: list[Tensor] = []

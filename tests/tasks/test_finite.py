@@ -12,19 +12,12 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from tests.tasks.tiny import TINY
 from torchgeo_cmid.tasks import CMID
 from torchgeo_cmid.tasks.finite import require_finite
 from torchgeo_cmid.transforms import MultispectralPhotometric, Views
 
-TINY: dict[str, Any] = {
-    'in_channels': 4,
-    'size': 64,
-    'mask_patch_size': 16,
-    'queue_size': 16,
-    'hidden_dim': 32,
-    'num_prototypes': 32,
-    'bottleneck_dim': 16,
-}
+SMALL = TINY | {'in_channels': 4}
 
 
 def hard_patches() -> dict[str, Tensor]:
@@ -49,7 +42,7 @@ class TestHardPatches:
     )
     def test_finite(self, model: str, branch: Any, dtype: torch.dtype) -> None:
         torch.manual_seed(0)
-        task = CMID(**TINY, model=model, global_branch=branch)
+        task = CMID(**SMALL, model=model, global_branch=branch)
         views = Views(64, MultispectralPhotometric(4))
         task.__dict__['_default_views'] = views
         for name, image in hard_patches().items():
@@ -72,7 +65,7 @@ class TestHardPatches:
     def test_constant_patch_leaves_the_others_their_gradient(self) -> None:
         """It adds none of its own to the backbone's."""
         torch.manual_seed(0)
-        student = CMID(**TINY, model='convnext_atto').student.double()
+        student = CMID(**SMALL, model='convnext_atto').student.double()
         views = torch.randn(2, 4, 64, 64, dtype=torch.float64)
         masks = torch.rand(2, 4, 4) < 0.6
         gradients = []
@@ -87,7 +80,7 @@ class TestHardPatches:
 class TestStop:
     def fit(self, images: Tensor, tmp_path: Path, **kwargs: Any) -> CMID:
         torch.manual_seed(0)
-        task = CMID(**TINY, model='test_vit', lr=1e-3, **kwargs)
+        task = CMID(**SMALL, model='test_vit', lr=1e-3, **kwargs)
         trainer = Trainer(
             default_root_dir=tmp_path,
             logger=False,

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
 from tests.data.geotiff.data import write_scene
+from tests.tasks.tiny import TINY
 from torchgeo_cmid.tasks import CMID
 from torchgeo_cmid.tasks.processes import (
     has_fused_activations,
@@ -30,14 +31,9 @@ from torchgeo_cmid.tasks.processes import (
 )
 from torchgeo_cmid.transforms import cell_grid, random_cell_mask, warp_valid
 
-TINY: dict[str, Any] = {
+SMALL = TINY | {
     'in_channels': 2,
-    'size': 64,
-    'mask_patch_size': 16,
-    'queue_size': 19,
-    'hidden_dim': 16,
-    'num_prototypes': 16,
-    'bottleneck_dim': 8,
+    'queue_size': 19,  # no multiple of a batch
     'projection_dim': 8,
     'num_matches': 6,
     'warmup_epochs': 1,
@@ -161,7 +157,7 @@ def train(folder: Path, arguments: dict[str, Any]) -> None:
     """Train as one of the processes that the environment tells Lightning of."""
     folder.mkdir(exist_ok=True)
     torch.manual_seed(int(os.environ['LOCAL_RANK']) if arguments.get('unseeded') else 0)
-    task = FixedViews(**(TINY | {'model': 'test_vit'} | arguments['task']))
+    task = FixedViews(**(SMALL | {'model': 'test_vit'} | arguments['task']))
     flags = {'precision': '64-true', 'max_epochs': 1} | arguments['flags']
     trainer = Trainer(
         default_root_dir=folder,

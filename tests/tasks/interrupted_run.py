@@ -25,6 +25,18 @@ class Slow(Callback):
         time.sleep(0.3)
 
 
+def quiet_trainer(folder: Path, **kwargs: Any) -> Trainer:
+    """Train on a CPU, keep all in one folder, and say little."""
+    return Trainer(
+        accelerator='cpu',
+        logger=False,
+        default_root_dir=folder,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **kwargs,
+    )
+
+
 def run(
     scenes: Path,
     folder: Path,
@@ -54,16 +66,8 @@ def run(
         save_top_k=-1,
         save_last=True,
     )
-    trainer = Trainer(
-        accelerator='cpu',
-        max_epochs=2,
-        logger=False,
-        default_root_dir=folder,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[checkpoints, *([Slow()] if slow else [])],
-        **kwargs,
-    )
+    callbacks = [checkpoints, *([Slow()] if slow else [])]
+    trainer = quiet_trainer(folder, max_epochs=2, callbacks=callbacks, **kwargs)
     trainer.fit(task, datamodule, ckpt_path=None if resume is None else str(resume))
     return task, trainer
 

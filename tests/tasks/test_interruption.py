@@ -22,7 +22,7 @@ from torch import Tensor
 from torchgeo.main import main
 
 from tests.data.geotiff.data import generate
-from tests.tasks.interrupted_run import STEPS, run
+from tests.tasks.interrupted_run import STEPS, quiet_trainer, run
 from torchgeo_cmid.tasks import CMID
 
 
@@ -237,17 +237,8 @@ def test_stock_modules_resume_at_an_epoch(tmp_path: Path) -> None:
             num_prototypes=8,
             lr=1,
         )
-        trainer = Trainer(
-            accelerator='cpu',
-            max_epochs=3,
-            logger=False,
-            default_root_dir=folder,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            callbacks=[
-                ModelCheckpoint(folder / 'checkpoints', '{epoch}', save_top_k=-1)
-            ],
-        )
+        each = ModelCheckpoint(folder / 'checkpoints', '{epoch}', save_top_k=-1)
+        trainer = quiet_trainer(folder, max_epochs=3, callbacks=[each])
         trainer.fit(task, loader, ckpt_path=None if resume is None else str(resume))
         return trainer
 

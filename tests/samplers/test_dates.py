@@ -87,6 +87,13 @@ class TestPairs:
         assert alone
         assert all(first == second for first, second in alone)
 
+    def test_resolutions_too_far_apart(self, tmp_path: Path) -> None:
+        write_places(tmp_path / 'a_20240105.tif', size=(60, 60))
+        write_places(tmp_path / 'b_20240620.tif', res=1, size=(600, 600))
+        stack = Scenes(tmp_path, filename_regex=REGEX)
+        for pair in pairs_of(sampler(stack)):
+            assert pair.first == pair.second
+
     def test_follows_from_seed_and_epoch(self, dataset: Scenes) -> None:
         one, two = sampler(dataset, seed=1), sampler(dataset, seed=1)
         assert list(one) == list(two)

@@ -14,6 +14,10 @@ from .ground import Floats, Ground, Integers
 #: Patches for which another date is looked up at a time.
 ROUND = 4096
 
+#: How many times as large the pixels of one date may be as those of the other: beyond,
+#: one patch would be a blur, or the other one's pixels too many to read.
+RATIO = 8
+
 
 def find_other_dates(dates: int, ground: Ground) -> 'OtherDates | None':
     """Prepare to pair patches if pairs are wanted.
@@ -37,8 +41,9 @@ class OtherDates:
     """Pairs patches with ones of the same ground on another date.
 
     The other patch has the same centre and covers the same area of ground, so it has
-    fewer pixels where they are coarser. Of all scenes of other times in which it may be
-    drawn, one is chosen at random; where there is none, the same patch serves twice.
+    fewer pixels where they are coarser, down to an eighth a side. Of all scenes of
+    other times in which it may be drawn, one is chosen at random; where there is none,
+    the same patch serves twice.
     """
 
     def __init__(self, ground: Ground) -> None:
@@ -89,6 +94,8 @@ class OtherDates:
             apart = self._apart(patches[places, 0], np.full(len(places), other))
             places, y, x = places[apart], y[apart], x[apart]
             sizes = self.ground.equal_size(other, patches[places], y, x)
+            near = (sizes <= RATIO * size) & (size <= RATIO * sizes)
+            places, y, x, sizes = places[near], y[near], x[near], sizes[near]
             usable, rows, cols = self.ground.fitting(other, y, x, sizes)
             scenes = np.full(len(places), other)
             table = np.column_stack([places, scenes, rows, cols, sizes])

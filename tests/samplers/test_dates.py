@@ -82,6 +82,16 @@ class TestPairs:
         shares = np.array(list(counts.values())) / counts.total()
         np.testing.assert_allclose(shares, 1 / 12, atol=0.02)
 
+    def test_a_neighbour_of_the_same_date_is_no_other_date(
+        self, tmp_path: Path
+    ) -> None:
+        """Tiles of one date overlap."""
+        for name in ('a_20240105', 'b_20240105', 'c_20240106'):
+            write_places(tmp_path / f'{name}.tif', size=(80, 80))
+        stack = Scenes(tmp_path, filename_regex=REGEX)
+        seen = {(p.first.scene, p.second.scene) for p in pairs_of(sampler(stack))}
+        assert seen == {(0, 2), (1, 2), (2, 0), (2, 1)}
+
     def test_where_a_date_is_missing(self, dataset: Scenes) -> None:
         alone = [p for p in pairs_of(sampler(dataset)) if p.first.scene == 3]
         assert alone

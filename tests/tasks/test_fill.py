@@ -11,7 +11,12 @@ from torch import Tensor
 
 from tests.tasks.tiny import TINY
 from torchgeo_cmid.tasks import CMID
-from torchgeo_cmid.transforms import MultispectralPhotometric, Views
+from torchgeo_cmid.transforms import (
+    MultispectralPhotometric,
+    Views,
+    expand_mask,
+    fill_with_valid_mean,
+)
 
 SMALL = TINY | {'model': 'convnext_atto', 'in_channels': 4, 'num_matches': 3}
 
@@ -109,6 +114,24 @@ class TestFillNeverTeaches:
             assert prediction.grad is not None
             counts = (prediction.grad != 0).any(dim=1, keepdim=True)
             assert torch.equal(counts, pixels)
+
+    def test_masked_fill_does_not_count(self) -> None:
+        """The spatial loss is a mean over the masked pixels that are valid."""
+        image, valid = patches_and_valid()
+        torch.manual_seed(0)
+        task = CMID(**SMALL, global_branch=None, local_branch=False).eval()
+        task.augmentations = Views(64, torch.nn.Identity())
+        drawn = task.draw_views(*task.patches({'image': image, 'valid': valid}))
+        views, masks, _, pixels = drawn
+        losses = task.compute_losses(*drawn, teacher_temperature=0.04)
+        expected = []
+        for view, mask, known in zip(views, masks, pixels, strict=True):
+            view = fill_with_valid_mean(view, known)
+            d = (task.student.decoder(task.student(view, mask)) - view).abs()
+            counts = expand_mask(mask, 64).bool() & known
+            d = d.movedim(1, -1)[counts[:, 0]]  # (pixels, C)
+            expected.append((d * (2 * torch.sigmoid(0.2 * d) - 1)).mean())
+        torch.testing.assert_close(losses['spatial'], torch.stack(expected).mean())
 
     def test_nothing_but_fill(self) -> None:
         for model in ('convnext_atto', 'resnet18'):

@@ -41,6 +41,23 @@ def test_what_several_scenes_show_counts_once(tmp_path: Path) -> None:
     np.testing.assert_allclose(counts / NUMBER, 0.1, atol=0.012)
 
 
+def test_few_are_drawn_in_vain(tmp_path: Path) -> None:
+    """In an archive of many dates of one place, each shifted a little."""
+    x, y = ORIGIN
+    for i in range(12):
+        write_scene(
+            tmp_path / f'{i}.tif', bands=1, size=160, origin=(x + 30 * i, y), seed=i
+        )
+    sampler = RandomScenePatchSampler(Scenes(tmp_path), size=16, length=1)
+    drawn = sampler._draw(np.random.default_rng(0), 10_000)
+    assert len(drawn) > 6000  # of those drawn evenly 1 in 12 would be kept
+    counts = np.bincount(drawn[:, 0], minlength=12) / len(drawn)
+    assert counts.max() < 2 / 12
+    places = drawn[:, 2] + drawn[:, 0]  # columns of the first scene
+    shares, _ = np.histogram(places, bins=np.linspace(0, 156, 7))
+    np.testing.assert_allclose(shares / len(drawn), 1 / 6, atol=0.02)
+
+
 def test_fill_of_one_scene_is_no_share_of_another(tmp_path: Path) -> None:
     y = ORIGIN[1]
     write_scene(tmp_path / 'a.tif', bands=1)

@@ -3,7 +3,8 @@
 
 """How likely a patch must be kept for every place on the ground to be as likely."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 import shapely
@@ -25,6 +26,24 @@ UNEVEN = 0.01
 #: Places along each axis of a scene where the ground area of a patch is looked up.
 PROBES = 9
 
+#: Parts along each axis of a scene that shares ground with others.
+PARTS = 8
+
+
+class Parts(NamedTuple):
+    """Parts of scenes in which patches start, (m,) each."""
+
+    #: Number of the scene.
+    scene: Integers
+    #: First row and column in which a patch starts.
+    row: Integers
+    col: Integers
+    #: Rows and columns in which patches start.
+    rows: Integers
+    cols: Integers
+    #: Number of scenes, this one included, that show the centre of every patch.
+    shown: Integers
+
 
 class Ground:
     """Evens out what patches of scenes have in common and how large they are.
@@ -32,7 +51,11 @@ class Ground:
     Starts of patches that are drawn evenly over a scene's pixels favour ground that
     several scenes show, and in a grid of degrees, or of Mercator's, ground near the
     poles. A patch whose centre could as well be that of a patch of k - 1 other scenes
-    is kept with probability 1 / k, times its ground area over the largest of its scene.
+    counts 1 / k, times its ground area over the largest of its scene.
+
+    In an archive of many dates nearly all patches would be drawn in vain. So scenes are
+    divided into parts, and what is known of a whole part, that k' scenes show it, goes
+    into how likely it is drawn; only k' / k is left to chance.
     """
 
     def __init__(self, dataset: Scenes, size: int, allowed: Allowed) -> None:
@@ -46,7 +69,8 @@ class Ground:
         self.scenes = dataset.scenes
         self.size = size
         self.allowed = allowed
-        footprints = dataset.index.geometry.to_numpy()
+        self.footprints = footprints = dataset.index.geometry.to_numpy()
+        shapely.prepare(footprints)
         self.tree = shapely.STRtree(footprints)
         left, right = self.tree.query(footprints, predicate='intersects')
         overlaps = np.zeros(len(self.scenes), dtype=np.bool_)
@@ -65,8 +89,50 @@ class Ground:
         #: Scenes whose patches differ in ground area.
         self.uneven = smallest < (1 - UNEVEN) * self.largest
 
+    def divide(self, scenes: Iterable[int]) -> Parts:
+        """Divide scenes into parts that about the same other scenes show.
+
+        Args:
+            scenes: Numbers of the scenes in which a patch fits.
+
+        Returns:
+            Their parts: those that share no ground are one.
+        """
+        table = [np.zeros((0, len(Parts._fields)), dtype=np.int64)]
+        for scene in scenes:
+            number = PARTS if self.overlaps[scene] else 1
+            shape = self.scenes[scene].height, self.scenes[scene].width
+            edges = [
+                np.unique(np.linspace(0, side - self.size + 1, number + 1, dtype=int))
+                for side in shape
+            ]
+            first = np.stack(np.meshgrid(edges[0][:-1], edges[1][:-1])).reshape(2, -1)
+            after = np.stack(np.meshgrid(edges[0][1:], edges[1][1:])).reshape(2, -1)
+            shown = self._shown(scene, first, after - 1)
+            same = np.full(len(shown), scene)
+            table.append(np.column_stack([same, *first, *(after - first), shown]))
+        return Parts(*np.concatenate(table).T)
+
+    def _shown(self, scene: int, first: Integers, last: Integers) -> Integers:
+        """Count the scenes that show the centres of all patches of parts, (m,).
+
+        Looked at are nine patches of each, the outermost included: enough where the
+        outlines of scenes have no notches.
+        """
+        shown = np.ones(first.shape[1], dtype=np.int64)
+        if not self.overlaps[scene]:
+            return shown
+        axes = np.stack([first, (first + last) // 2, last])  # (3, 2, m)
+        rows, cols = axes[[0, 0, 0, 1, 1, 1, 2, 2, 2], 0], axes[[0, 1, 2] * 3, 1]
+        scenes = np.full(rows.size, scene)
+        for other, here, y, x in self.elsewhere(scenes, rows.ravel(), cols.ravel()):
+            shows = np.zeros(rows.size, dtype=np.bool_)
+            shows[here] = self.fitting(other, y, x, self.size)[0]
+            shown += shows.reshape(rows.shape).all(axis=0)
+        return shown
+
     def chance(self, scenes: Integers, rows: Integers, cols: Integers) -> Floats:
-        """Find the probability with which to keep patches that were drawn.
+        """Find how much patches that were drawn count.
 
         Args:
             scenes: Numbers of the scenes (n,).
@@ -74,7 +140,7 @@ class Ground:
             cols: First columns of the patches (n,).
 
         Returns:
-            The probabilities (n,).
+            Their shares of a place on the ground, at most 1 (n,).
         """
         chance = np.ones(len(scenes))
         for scene in np.unique(scenes[self.uneven[scenes]]):
@@ -103,11 +169,12 @@ class Ground:
             centre = self.size / 2
             lonlat[here] = self._lonlat(scene, rows[here] + centre, cols[here] + centre)
         known = np.flatnonzero(~np.isnan(lonlat[:, 0]))
-        points = shapely.points(lonlat[known])
-        places, others = self.tree.query(points, predicate='intersects')
+        # by their bounds first: the tree would compare with outlines one by one
+        places, others = self.tree.query(shapely.points(lonlat[known]))
         places = known[places]
         for other in np.unique(others):
             here = places[(others == other) & (scenes[places] != other)]
+            here = here[shapely.intersects_xy(self.footprints[other], lonlat[here])]
             scene = self.scenes[other]
             x, y = transformer(LONLAT, scene.crs).transform(*lonlat[here].T)
             a, b, c, d, e, f = (~scene.transform)[:6]

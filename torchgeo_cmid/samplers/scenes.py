@@ -16,7 +16,7 @@ from .dates import find_other_dates
 from .ground import Allowed, Ground, Integers
 
 #: Patches drawn at a time, at most.
-ROUND = 2**18
+ROUND = 2**16
 
 #: Patches tried before a share of usable ones below ``SCARCE`` is given up.
 TRIES = 2**20
@@ -113,18 +113,21 @@ class RandomScenePatchSampler(DistributedSampler[Patch | PatchPair]):
         #: Patches of the next epoch that are left out, having been seen before.
         self.first = 0
 
-        # Ground area on which a patch can start, 0 where none can lie.
+        # Ground area on which a patch can start, what several scenes show once.
         self.scenes = dataset.scenes
         self.ground = Ground(dataset, size, self.usable)
-        weights = np.zeros(len(self.scenes))
-        for i, scene in enumerate(self.scenes):
-            if allowed(i, *candidates(scene, size), size).any():
-                starts = (scene.height - size + 1) * (scene.width - size + 1)
-                weights[i] = self.ground.largest[i] * starts
-        if not weights.any():
+        fitting = [
+            i
+            for i, scene in enumerate(self.scenes)
+            if allowed(i, *candidates(scene, size), size).any()
+        ]
+        if not fitting:
             demands = ' and has data enough' * any(s.min_valid for s in self.scenes)
             raise ValueError(f'no patch of {size} pixels fits into any scene{demands}')
-        self.weights = weights / weights.sum()
+        self.parts = parts = self.ground.divide(fitting)
+        weights = self.ground.largest[parts.scene] * parts.rows * parts.cols
+        self.weights = weights / parts.shown
+        self.weights /= self.weights.sum()
         self.other_dates = find_other_dates(dates, self.ground)
 
     def __iter__(self) -> Iterator[Patch | PatchPair]:
@@ -160,18 +163,17 @@ class RandomScenePatchSampler(DistributedSampler[Patch | PatchPair]):
 
     def _draw(self, rng: np.random.Generator, number: int) -> Integers:
         """Draw *number* candidates and keep the allowed (scene, row, column)."""
-        scenes = rng.choice(len(self.scenes), number, p=self.weights)
-        heights = np.array([scene.height for scene in self.scenes])[scenes]
-        widths = np.array([scene.width for scene in self.scenes])[scenes]
-        rows = rng.integers(heights - self.size + 1)
-        cols = rng.integers(widths - self.size + 1)
+        parts = rng.choice(len(self.weights), number, p=self.weights)
+        scenes = self.parts.scene[parts]
+        rows = self.parts.row[parts] + rng.integers(self.parts.rows[parts])
+        cols = self.parts.col[parts] + rng.integers(self.parts.cols[parts])
         keep = np.zeros(number, dtype=np.bool_)
         for scene in np.unique(scenes):
             here = scenes == scene
             keep[here] = self.usable(int(scene), rows[here], cols[here], self.size)
         drawn = np.stack([scenes, rows, cols], axis=1)[keep]
         if self.ground.overlaps.any() or self.ground.uneven.any():
-            chance = self.ground.chance(*drawn.T)
+            chance = self.ground.chance(*drawn.T) * self.parts.shown[parts[keep]]
             drawn = drawn[rng.random(len(drawn)) < chance]
         return drawn
 

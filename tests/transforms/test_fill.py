@@ -72,7 +72,9 @@ class TestPhotometric:
     def test_noise_in_units_of_the_valid_pixels(self) -> None:
         torch.manual_seed(0)
         photometric = MultispectralPhotometric(2)
-        photometric.jitter = photometric.blur = photometric.grayscale = nn.Identity()
+        photometric.augmentations['jitter'].p = 0.0
+        photometric.augmentations['grey'].p = 0.0
+        photometric.augmentations['blur'] = K.RandomGaussianBlur(7, (0.1, 0.1), p=1.0)
         valid = torch.rand(16, 1, 64, 64) < 0.3
         x = fill_with_valid_mean(torch.randn(16, 2, 64, 64) * 5 + 3, valid)
         noise = (photometric(x, valid) - x).std(dim=(1, 2, 3))

@@ -14,9 +14,10 @@ For 3 and for 13 bands the contestants take turns at drawing views of the same p
 From the same seed both draw the same parameters, and the tests show that the views then
 agree. Timed are the two views of each patch, either view alone, and the changes of the
 strong view's values without its crop. Printed are the medians of patches per second and
-the ratio of ours to kornia's.
+the ratio of ours to kornia's. Where others use the machine, threads that spin while they
+wait for one another cost either many times the work: ``OMP_WAIT_POLICY`` is printed.
 
-    python experiments/benchmarks/views.py
+    OMP_WAIT_POLICY=passive python experiments/benchmarks/views.py
     python experiments/benchmarks/views.py --threads 1 --patch-size 448
 """
 
@@ -229,7 +230,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f'{args.size} px views of {args.patch_size} px patches, float32; '
         f'{args.device}, {args.threads} threads on {os.cpu_count()} cores, '
         f'{platform.machine()}; torch {torch.__version__}, kornia '
-        f'{kornia.__version__}; commit {commit()}; {args.rounds} rounds in alternation'
+        f'{kornia.__version__}; OMP_WAIT_POLICY '
+        f'{os.environ.get("OMP_WAIT_POLICY", "unset")}; commit {commit()}; '
+        f'{args.rounds} rounds in alternation'
     )
     columns = f'{"median/s":>10}{"min/s":>10}{"max/s":>10}{"ratio":>8}'
     print(f'{"":44}{columns}')

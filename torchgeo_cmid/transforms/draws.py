@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator
 from kornia.augmentation import AugmentationBase2D
 from torch import Tensor
 
-#: What lies between two passes over a part of a batch should stay in a CPU's cache.
-PART_BYTES = 3 * 2**20
+#: What lies between two passes over a part of a batch should stay in a CPU's cache, and
+#: each pass be worth the threads' waiting for one another.
+PART_BYTES = 6 * 2**20
 
 
 def parts(x: Tensor) -> Iterator[slice]:

@@ -13,9 +13,9 @@ For 3 and for 13 bands the contestants take turns at drawing views of the same p
 
 From the same seed both draw the same parameters, and the tests show that the views then
 agree. Timed are the two views of each patch, either view alone, and the changes of the
-strong view's values without its crop. Printed are the medians of patches per second and
-the ratio of ours to kornia's. Where others use the machine, threads that spin while they
-wait for one another cost either many times the work: ``OMP_WAIT_POLICY`` is printed.
+strong view's values without its crop. Printed are the medians of patches per second,
+and the ratio of ours to kornia's. Where others use the machine, threads that spin while
+they wait cost either many times the work: ``OMP_WAIT_POLICY`` is printed.
 
     OMP_WAIT_POLICY=passive python experiments/benchmarks/views.py
     python experiments/benchmarks/views.py --threads 1 --patch-size 448

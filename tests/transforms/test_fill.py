@@ -11,7 +11,9 @@ from torch import nn
 from torchgeo_cmid.transforms import (
     MultispectralPhotometric,
     Views,
+    draws,
     fill_with_valid_mean,
+    photometric,
     warp_valid,
 )
 
@@ -71,15 +73,36 @@ class TestWarpValid:
 class TestPhotometric:
     def test_noise_in_units_of_the_valid_pixels(self) -> None:
         torch.manual_seed(0)
-        photometric = MultispectralPhotometric(2)
-        photometric.jitter = photometric.blur = photometric.grayscale = nn.Identity()
+        recipe = MultispectralPhotometric(2)
+        recipe.augmentations['jitter'].p = 0.0
+        recipe.augmentations['grey'].p = 0.0
+        recipe.augmentations['blur'] = K.RandomGaussianBlur(7, (0.1, 0.1), p=1.0)
         valid = torch.rand(16, 1, 64, 64) < 0.3
         x = fill_with_valid_mean(torch.randn(16, 2, 64, 64) * 5 + 3, valid)
-        noise = (photometric(x, valid) - x).std(dim=(1, 2, 3))
+        noise = (recipe(x, valid) - x).std(dim=(1, 2, 3))
         noisy = noise[noise > 0.01]
         torch.testing.assert_close(
             noisy, torch.full_like(noisy, 0.5), rtol=0.05, atol=0
         )
+
+    @pytest.mark.parametrize('offset', [0.0, 1000.0])
+    def test_std_of_a_band_is_that_of_its_valid_pixels(
+        self, offset: float, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Put together from parts of the batch, far from zero as well."""
+        monkeypatch.setattr(draws, 'PART_BYTES', 3 * 2 * 32 * 32 * 4)
+        torch.manual_seed(0)
+        x = torch.randn(8, 2, 32, 32) * torch.arange(1, 9).view(8, 1, 1, 1) + offset
+        valid = torch.rand(8, 1, 32, 32) < 0.3
+        valid[2], valid[3] = False, True
+        for pixels in (None, valid):
+            std = photometric._band_std(x, pixels)
+            seen = torch.ones_like(valid) if pixels is None else pixels
+            for band in range(2):
+                expected = x[:, band][seen[:, 0]].double().std().float()
+                torch.testing.assert_close(
+                    std[0, band, 0, 0], expected, rtol=2e-5, atol=0
+                )
 
     def test_all_fill(self) -> None:
         x, valid = torch.zeros(2, 3, 8, 8), torch.zeros(2, 1, 8, 8).bool()

@@ -3,14 +3,26 @@
 
 """How the values of the strong view change: a recipe for RGB, one for any bands."""
 
-from typing import Any
+from collections.abc import Sequence
+from functools import partial
 
 import kornia.augmentation as K
 import torch
+from kornia.augmentation import IntensityAugmentationBase2D
 from kornia.augmentation import random_generator as rg
-from kornia.constants import DataKey
 from torch import Tensor, nn
-from torchgeo.transforms import RandomGrayscale
+
+from .draws import Draw, parts
+from .pixels import (
+    add_noise,
+    adjust_brightness,
+    adjust_contrast,
+    adjust_hue,
+    adjust_saturation,
+    gaussian_blur,
+    make_grey,
+    solarize,
+)
 
 
 def _band_vector(values: Tensor | float) -> Tensor:
@@ -18,106 +30,30 @@ def _band_vector(values: Tensor | float) -> Tensor:
     return torch.as_tensor(values, dtype=torch.float32).reshape(1, -1, 1, 1)
 
 
-def _band_std(x: Tensor, valid: Tensor | None) -> Tensor:
-    """Standard deviation of each band over the valid pixels, (1, C, 1, 1)."""
-    dims = (0, 2, 3)
-    if valid is None:
-        return x.std(dim=dims, keepdim=True)
-    count = valid.sum().clamp(min=1)
-    mean = x.where(valid, 0).sum(dim=dims, keepdim=True) / count
-    deviation = (x - mean).where(valid, 0).square().sum(dim=dims, keepdim=True)
-    return (deviation / (count - 1).clamp(min=1)).sqrt()
-
-
-class RandomNoise(K.IntensityAugmentationBase2D):
-    """Add Gaussian noise whose standard deviation is drawn for each image."""
-
-    def __init__(self, std: tuple[float, float], p: float) -> None:
-        """Initialize a new RandomNoise instance.
-
-        Args:
-            std: Range of the standard deviation, in units of the image's values.
-            p: Probability for each image.
-        """
-        super().__init__(p=p)
-        self._param_generator = rg.PlainUniformGenerator((std, 'std', None, None))
-
-    def apply_transform(
-        self,
-        input: Tensor,
-        params: dict[str, Tensor],
-        flags: dict[str, Any],
-        transform: Tensor | None = None,
-    ) -> Tensor:
-        """Add the noise.
-
-        Args:
-            input: Images, (B, C, H, W).
-            params: The drawn ``std``, (B,).
-            flags: Unused.
-            transform: Unused.
-
-        Returns:
-            Noisy images, (B, C, H, W).
-        """
-        std = params['std'].to(input).view(-1, 1, 1, 1)
-        return input + std * torch.randn_like(input)
-
-
-class RandomBandJitter(K.IntensityAugmentationBase2D):
-    """Change brightness and contrast by one factor for all bands times one per band.
-
-    Nothing is clipped: brightness multiplies the values, contrast multiplies their
-    distance from the image's mean of the band.
-    """
-
-    def __init__(
-        self,
-        factor: tuple[float, float] = (0.6, 1.4),
-        band_factor: tuple[float, float] = (0.9, 1.1),
-        p: float = 0.8,
-    ) -> None:
-        """Initialize a new RandomBandJitter instance.
-
-        Args:
-            factor: Range of the factor for all bands.
-            band_factor: Range of the factor of each band.
-            p: Probability for each image.
-        """
-        super().__init__(p=p)
-        self.band_factor = band_factor
-        self._param_generator = rg.PlainUniformGenerator(
-            (factor, 'brightness', None, None), (factor, 'contrast', None, None)
-        )
-
-    def apply_transform(
-        self,
-        input: Tensor,
-        params: dict[str, Tensor],
-        flags: dict[str, Any],
-        transform: Tensor | None = None,
-    ) -> Tensor:
-        """Change brightness, then contrast.
-
-        Args:
-            input: Images, (B, C, H, W).
-            params: The drawn ``brightness`` and ``contrast``, (B,).
-            flags: Unused.
-            transform: Unused.
-
-        Returns:
-            Changed images, (B, C, H, W).
-        """
-        bands = input.new_empty(2, *input.shape[:2], 1, 1).uniform_(*self.band_factor)
-        brightness = params['brightness'].to(input).view(-1, 1, 1, 1) * bands[0]
-        contrast = params['contrast'].to(input).view(-1, 1, 1, 1) * bands[1]
-        mean = input.mean(dim=(2, 3), keepdim=True)
-        return brightness * (mean + contrast * (input - mean))
+def _uniform(p: float, **ranges: tuple[float, float]) -> IntensityAugmentationBase2D:
+    """Make an augmentation of kornia that only draws: values for each image."""
+    augmentation = IntensityAugmentationBase2D(p=p)
+    augmentation._param_generator = rg.PlainUniformGenerator(
+        *((range_, name, None, None) for name, range_ in ranges.items())
+    )
+    return augmentation
 
 
 def _blur() -> K.RandomGaussianBlur:
     """Blur with the sigma of each image in 0.1-2 pixels."""
     return K.RandomGaussianBlur((7, 7), (0.1, 2.0), p=1.0)
+
+
+#: Names of what kornia's colour jitter draws, and what is done with them, in its order.
+FACTORS = ('brightness_factor', 'contrast_factor', 'saturation_factor', 'hue_factor')
+ADJUSTMENTS = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)
+
+
+def _jitter(x: Tensor, *factors: Tensor, order: Sequence[int]) -> None:
+    """Clip to 0..1, and adjust the colours in the order drawn for the batch."""
+    x.clamp_(0, 1)
+    for i in order:
+        ADJUSTMENTS[i](x, factors[i])
 
 
 class RGBPhotometric(nn.Module):
@@ -143,14 +79,14 @@ class RGBPhotometric(nn.Module):
         super().__init__()
         self.register_buffer('mean', _band_vector(mean), persistent=False)
         self.register_buffer('std', _band_vector(std), persistent=False)
-        self.augment = K.AugmentationSequential(
-            K.ColorJitter(0.4, 0.4, 0.2, 0.1, p=0.8),
-            _blur(),
-            RandomNoise((0.012, 0.028), p=0.6),
-            K.RandomSolarize(thresholds=(0.5, 0.5), additions=(0.0, 0.0), p=0.2),
-            K.RandomGrayscale(p=0.2),
-            data_keys=[DataKey.INPUT],
-        )
+        # no submodules: they are to draw on the host wherever the views are computed
+        self.augmentations = {
+            'jitter': K.ColorJitter(0.4, 0.4, 0.2, 0.1, p=0.8),
+            'blur': _blur(),
+            'noise': _uniform(0.6, std=(0.012, 0.028)),
+            'solarize': K.RandomSolarize((0.5, 0.5), (0.0, 0.0), p=0.2),
+            'grey': K.RandomGrayscale(p=0.2),
+        }
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
         """Undo the normalisation, augment, and normalise again.
@@ -163,9 +99,19 @@ class RGBPhotometric(nn.Module):
         Returns:
             Augmented views, (B, 3, S, S), normalised.
         """
-        values = torch.addcmul(self.mean.to(x), x, self.std.to(x))
-        augmented: Tensor = self.augment(values)
-        return (augmented - self.mean.to(x)) / self.std.to(x)
+        draws = {name: Draw(a, x.shape) for name, a in self.augmentations.items()}
+        jitter = partial(_jitter, order=draws['jitter'].values['order'].tolist())
+        mean, std = self.mean.to(x), self.std.to(x)
+        augmented = torch.empty_like(x)
+        for part in parts(x):
+            values = torch.addcmul(mean, x[part], std)
+            draws['jitter'].change(values, part, jitter, *FACTORS)
+            values = gaussian_blur(values, draws['blur'].take('sigma', x, part))
+            draws['noise'].change(values, part, add_noise, 'std')
+            draws['solarize'].change(values, part, solarize)
+            draws['grey'].change(values, part, make_grey)
+            torch.div(values.sub_(mean), std, out=augmented[part])
+        return augmented
 
 
 class MultispectralPhotometric(nn.Module):
@@ -201,10 +147,14 @@ class MultispectralPhotometric(nn.Module):
         self.register_buffer('std', _band_vector(std), persistent=False)
         if grayscale_weights is None:
             grayscale_weights = torch.ones(in_channels)
-        self.jitter = RandomBandJitter()
-        self.blur = _blur()
-        self.noise = RandomNoise((0.1, 0.1), p=0.6)
-        self.grayscale = RandomGrayscale(grayscale_weights, p=0.2)
+        self.grayscale_weights = (grayscale_weights / grayscale_weights.sum()).tolist()
+        # no submodules: they are to draw on the host wherever the views are computed
+        self.augmentations = {
+            'jitter': _uniform(0.8, brightness=(0.6, 1.4), contrast=(0.6, 1.4)),
+            'blur': _blur(),
+            'noise': _uniform(0.6, std=(0.1, 0.1)),
+            'grey': K.RandomGrayscale(p=0.2),
+        }
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
         """Augment the views.
@@ -218,10 +168,53 @@ class MultispectralPhotometric(nn.Module):
         Returns:
             Augmented views, (B, C, S, S), normalised.
         """
-        mean, std = self.mean.to(x), self.std.to(x)
-        x = (self.jitter(torch.addcmul(mean, x, std)) - mean) / std
-        x = self.blur(x)
-        unit = _band_std(x, valid).clamp(min=1e-6)
-        x = self.noise(x / unit) * unit
-        augmented: Tensor = self.grayscale(x)
+        jitter = Draw(self.augmentations['jitter'], x.shape)
+        brightness, contrast = _draw_band_factors(jitter, x)
+        blur, noise, grey = (
+            Draw(self.augmentations[name], x.shape)
+            for name in ('blur', 'noise', 'grey')
+        )
+        centre = (self.mean / self.std).to(x)
+        augmented = torch.empty_like(x)
+        for part in parts(x):
+            # b (m + c (v - m)) of the values v = mean + std x, m their mean in a band
+            scale = brightness[part] * contrast[part]
+            offset = (brightness[part] - 1) * centre
+            offset += (brightness[part] - scale) * x[part].mean((2, 3), keepdim=True)
+            values = torch.addcmul(offset, x[part], scale)
+            augmented[part] = gaussian_blur(values, blur.take('sigma', x, part))
+        unit = _band_std(augmented, valid).clamp(min=1e-6)
+        add_band_noise = partial(add_noise, unit=unit)
+        make_band_grey = partial(make_grey, weights=self.grayscale_weights)
+        for part in parts(x):
+            noise.change(augmented[part], part, add_band_noise, 'std')
+            grey.change(augmented[part], part, make_band_grey)
         return augmented
+
+
+def _draw_band_factors(jitter: Draw, x: Tensor) -> Tensor:
+    """Draw brightness and contrast of bands, (2, B, C, 1, 1), 1 where not chosen."""
+    factors = torch.stack([jitter.values['brightness'], jitter.values['contrast']])
+    bands = torch.empty(2, *x.shape[:2], dtype=x.dtype).uniform_(0.9, 1.1)
+    bands *= factors[..., None]
+    bands[:, ~jitter.chosen] = 1
+    return bands[..., None, None].to(x.device, non_blocking=True)
+
+
+def _band_std(x: Tensor, valid: Tensor | None) -> Tensor:
+    """Standard deviation of each band over the valid pixels, (1, C, 1, 1)."""
+    dims = (2, 3)
+    inside = x.new_ones(len(x), 1, 1, 1) if valid is None else valid.to(x)
+    count = inside.expand(-1, -1, *x.shape[2:]).sum(dims, keepdim=True)  # (B, 1, 1, 1)
+    means, squares = [], []
+    for part in parts(x):
+        total = (x[part] * inside[part]).sum(dims, keepdim=True)
+        means.append(total / count[part].clamp(min=1))
+        deviation = (x[part] - means[-1]).mul_(inside[part])
+        squares.append(torch.linalg.vector_norm(deviation, dim=dims, keepdim=True) ** 2)
+    # from the means and squares of the images to those of the batch
+    mean = torch.cat(means)
+    centre = (count * mean).sum(dim=0) / count.sum().clamp(min=1)
+    square = torch.cat(squares) + count * (mean - centre) ** 2
+    variance = square.sum(dim=0, keepdim=True) / (count.sum() - 1).clamp(min=1)
+    return variance.sqrt()

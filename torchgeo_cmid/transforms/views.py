@@ -5,11 +5,12 @@
 
 import kornia.augmentation as K
 import torch
-from kornia.constants import DataKey, Resample
 from torch import Tensor, nn
 
+from .draws import Draw
 from .fill import fill_with_valid_mean, warp_valid
 from .photometric import MultispectralPhotometric, RGBPhotometric
+from .resample import crop_and_flip, crop_transform
 
 Pair = tuple[Tensor, Tensor]
 
@@ -34,16 +35,12 @@ class Views(nn.Module):
                 (B, 1, S, S) bool, as well.
         """
         super().__init__()
-        self.geometric = K.AugmentationSequential(
-            K.RandomResizedCrop(
-                (size, size),
-                scale=(0.3, 1.0),
-                ratio=(3 / 4, 4 / 3),
-                resample=Resample.BILINEAR,
-            ),
-            K.RandomHorizontalFlip(p=0.5),
-            data_keys=[DataKey.INPUT],
-        )
+        self.size = size
+        # no submodules: they are to draw on the host wherever the views are computed
+        self.augmentations = {
+            'crop': K.RandomResizedCrop((size, size), (0.3, 1.0), (3 / 4, 4 / 3)),
+            'flip': K.RandomHorizontalFlip(p=0.5),
+        }
         self.photometric = photometric
 
     @torch.no_grad()
@@ -70,11 +67,14 @@ class Views(nn.Module):
             strong = self.photometric(fill_with_valid_mean(strong, pixels), pixels)
         return (weak, strong), (weak_transform, strong_transform)
 
-    def _crop(self, image: Tensor) -> Pair:
-        view: Tensor = self.geometric(image)
-        transform = self.geometric.transform_matrix
-        assert transform is not None  # the crop always has one
-        return view, transform
+    def _crop(self, images: Tensor) -> Pair:
+        """Draw where the views lie, and resample them."""
+        crop = Draw(self.augmentations['crop'], images.shape)
+        flip = Draw(self.augmentations['flip'], images.shape)
+        boxes = crop.values['src'][:, [0, 2]].flatten(1)  # (B, 4)
+        views = crop_and_flip(images, boxes, flip.chosen, self.size)
+        transform = crop_transform(boxes.to(images.dtype), flip.chosen, self.size)
+        return views, transform.to(images.device, non_blocking=True)
 
 
 def default_views(

@@ -21,6 +21,7 @@ from torchgeo.datasets import GeoDataset
 from torchgeo.datasets.utils import Path, Sample
 
 from .batch import empty_images
+from .cache import BlockCache
 from .catalog import Catalog
 from .region import Region, read_region
 from .scene import LONLAT, Scene
@@ -66,6 +67,7 @@ class Scenes(GeoDataset):
         roi: Region | None = None,
         min_valid: float = 0.0,
         skip_bad_files: bool = False,
+        cache: str | None = None,
     ) -> None:
         r"""Initialize a new Scenes instance.
 
@@ -93,13 +95,21 @@ class Scenes(GeoDataset):
                 is more than 0, scenes that may have fill are read once in full.
             skip_bad_files: If True, leave out the scenes that cannot be used and warn
                 of their number; patches that cannot be read are fill.
+            cache: Local folder in which decoded pixels are kept for other epochs, runs
+                and processes: for slow storage, and where decoding takes most of the
+                time. Pixels are the same with and without. It grows to at most the
+                size of the bands read, uncompressed, and leaves 10 GiB of its disk
+                free, or 5 % if that is less; it may be deleted at any time. What
+                changes on a local disk is decoded anew; other paths are told apart by
+                their names alone, so delete the folder when such data changes. It holds
+                GeoTIFF and JPEG 2000; other formats are read as without.
 
         Raises:
             FileNotFoundError: If *paths* or *roi* names no file.
             OSError: If a file is not a readable raster.
             ValueError: If a file lacks a band or its georeference, if *bands* is not
                 given and the scenes differ in their number of bands, if an argument is
-                out of range, or if no scene is left.
+                out of range, if *cache* holds something else, or if no scene is left.
         """
         if not 0 <= min_valid <= 1:
             raise ValueError(f'min_valid={min_valid} must be at least 0 and at most 1')
@@ -124,6 +134,7 @@ class Scenes(GeoDataset):
         self.paths = paths
         self.transforms = transforms
         self.skip_bad_files = skip_bad_files
+        self.cache = None if cache is None else BlockCache(cache)
 
         catalog = Catalog(
             region=None if roi is None else read_region(roi),
@@ -225,7 +236,7 @@ class Scenes(GeoDataset):
     ) -> NDArray[np.bool_]:
         """Read a patch, as fill if it is unreadable and bad files are to be skipped."""
         try:
-            return scene.read(patch.row, patch.col, patch.size, image)[1]
+            return scene.read(patch.row, patch.col, patch.size, image, self.cache)[1]
         except (OSError, ValueError) as error:
             if not self.skip_bad_files:
                 raise

@@ -58,6 +58,7 @@ class RasterFolderDataModule(BaseDataModule):
         roi: str | list[float] | None = None,
         min_valid: float = 0.0,
         skip_bad_files: bool = False,
+        cache: str | None = None,
     ) -> None:
         r"""Initialize a new RasterFolderDataModule instance.
 
@@ -95,6 +96,8 @@ class RasterFolderDataModule(BaseDataModule):
                 than 0, scenes that may have fill are read once in full at the start.
             skip_bad_files: If True, leave out the scenes that cannot be used and warn
                 of their number; patches that cannot be read are fill.
+            cache: Local folder in which decoded pixels are kept for other epochs, runs
+                and processes: see :class:`~torchgeo_cmid.datasets.Scenes`.
 
         Raises:
             ValueError: If only one of *mean* and *std* is given, or a size is not
@@ -121,6 +124,7 @@ class RasterFolderDataModule(BaseDataModule):
         self.roi = roi
         self.min_valid = min_valid
         self.skip_bad_files = skip_bad_files
+        self.cache = cache
         self.given = None if mean is None or std is None else (mean, std)
         self.normalization: Normalization | None = None
         self.seed: int | None = None
@@ -160,6 +164,7 @@ class RasterFolderDataModule(BaseDataModule):
             roi=self.roi,
             min_valid=self.min_valid,
             skip_bad_files=self.skip_bad_files,
+            cache=self.cache,
         )
         largest = max(
             self.scenes.scenes, key=lambda scene: min(scene.height, scene.width)

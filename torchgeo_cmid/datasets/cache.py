@@ -25,6 +25,8 @@ from uuid import uuid4
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
+from rasterio._err import CPLE_BaseError  # what rasterio.warp raises
+from rasterio.errors import RasterioError
 from rasterio.windows import Window
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
@@ -57,7 +59,7 @@ UNFINISHED = '.unfinished-'
 MAX_AGE = 86_400
 
 #: What GDAL puts before the path of an archive, or rasterio before that of a file.
-PREFIXES = re.compile(r'(/vsi\w+/|[a-z0-9+]+://)+\{?')
+PREFIXES = re.compile(r'(/vsi\w+/|[\w+]+://)+\{?')
 
 
 class BlockCache:
@@ -174,13 +176,14 @@ class BlockCache:
             width = min(number * size, src.width - first * size)
             strip = Window(first * size, row * size, width, height)
             data, valid, _ = source.load(strip, stamp=stamp)
-        except (OSError, ValueError):  # what the window needs of it may be readable
-            return False
+        except (OSError, ValueError, RasterioError, CPLE_BaseError):
+            return False  # what the window needs of it may be readable
         if take_stamp(source.path) != stamp:  # changed while it was decoded
             return False
-        kept = False
-        for i in range(first, first - (-width // size)):
-            cols = slice((i - first) * size, (i - first + 1) * size)
+        for i, start in enumerate(range(0, width, size), first):
+            path, cols = _block(folder, row, i), slice(start, start + size)
+            if i != col and path.exists():
+                continue
             # safetensors writes memory as it lies, whatever the strides
             block = {
                 'pixels': np.ascontiguousarray(data[..., cols]),
@@ -188,11 +191,9 @@ class BlockCache:
             }
             if block['valid'].all():
                 del block['valid']
-            path = _block(folder, row, i)
-            if i == col or not path.exists():
-                written = self._write(path, save(block, {'source': source.path}))
-                kept |= written and i == col
-        return kept
+            if not self._write(path, save(block, {'source': source.path})):
+                return False
+        return True
 
     def _write(self, path: Path, content: bytes) -> bool:
         """Write a block whole or not at all, and tell whether it was."""
@@ -283,7 +284,9 @@ def take_stamp(path: str) -> Stamp | None:
         if '/vsimem/' in path:  # each process has its own
             return None
         archive = _find_archive(path)
-        return () if archive is None else (_stat(archive),)
+        if archive is None:
+            return ()
+        path = archive
     stamp = tuple(map(_stat, _parts(path)))
     return None if stamp[0] is None else stamp
 
@@ -292,7 +295,7 @@ def _stat(path: str) -> tuple[int, int] | None:
     """Look up size and time of change (nanoseconds)."""
     try:
         stat = os.stat(path)
-    except FileNotFoundError:
+    except OSError:
         return None
     return stat.st_size, stat.st_mtime_ns
 

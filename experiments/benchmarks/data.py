@@ -19,7 +19,11 @@ with ``--cache 64`` they are to it what an archive is to the default, and decodi
 same for all without ``cache``, decides. Printed are medians and the ratio of ours to
 TorchGeo's.
 
-WHAT MATTERS
+Where decoding decides, ``cache`` is what matters: 6 to 16 times TorchGeo's rate, as
+without it both wait for the same decoder (and the first epoch, which fills it, takes no
+longer, as no block is decoded twice). Then the layout: tiles before strips, which are
+decoded in full width. Where the scenes fit GDAL's cache, its size and open files that
+are used again are what matters; decoding threads and the order of a batch are not.
 
     python experiments/benchmarks/data.py --settings
     python experiments/benchmarks/data.py --settings --cache 64

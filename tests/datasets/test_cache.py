@@ -128,6 +128,13 @@ def files(folder: Path) -> dict[str, Any]:
     return {'paths': folder, 'filename_regex': REGEX, 'nodata': 0}
 
 
+def grids(folder: Path) -> dict[str, Any]:
+    """A band that is seen in two grids."""
+    paths = str(files(folder)['paths'])
+    bands: list[list[int | str]] = [['B0', 'B2'], ['B1', 'B2']]
+    return {'sensors': [Sensor(paths, two, filename_regex=REGEX) for two in bands]}
+
+
 def sensors(folder: Path) -> dict[str, Any]:
     """The same files with two lists of bands, and another file."""
     a = str(write_scene(folder / 'a.tif', size=SIZE, bands=4))
@@ -171,6 +178,7 @@ KINDS: list[Kind] = [
     alpha,
     region,
     files,
+    grids,
     sensors,
     jpeg2000,
     archive,
@@ -314,7 +322,9 @@ class TestChanges:
         dataset = Scenes(path, cache=str(tmp_path / 'cache'))
         assert dataset[Patch(0, 0, 0, PATCH)]['valid'].all()
         time.sleep(0.02)
+        stat = path.stat()
         kind(tmp_path)
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
         raster._open.cache_clear()
         dataset = Scenes(path, cache=str(tmp_path / 'cache'))
         assert not dataset[Patch(0, 0, 0, PATCH)]['valid'].all()

@@ -172,6 +172,17 @@ class TestReproducibility:
             for key, value in a.items():
                 assert torch.equal(value, b[key])
 
+    def test_does_not_depend_on_the_cache(self, scenes: Path) -> None:
+        first, _ = fit(scenes, max_epochs=1)
+        for workers in (2, 0):  # the first fill it
+            cache = str(scenes.parent / 'cache')
+            task, _ = fit(scenes, max_epochs=1, num_workers=workers, cache=cache)
+            for name in ('train_batches', 'val_batches'):
+                batches, expected = getattr(task, name), getattr(first, name)
+                for a, b in zip(batches, expected, strict=True):
+                    assert all(torch.equal(a[key], b[key]) for key in b)
+        assert list((scenes.parent / 'cache').glob('*/*.safetensors'))
+
     def test_resume_continues_with_seed_and_statistics(self, scenes: Path) -> None:
         whole, trainer = fit(scenes, seed=1, max_epochs=2)
         _, half = fit(scenes, seed=1, max_epochs=1)

@@ -60,6 +60,7 @@ class RasterFolderDataModule(BaseDataModule):
         skip_bad_files: bool = False,
         dates: int = 1,
         date_format: str = '%Y%m%d',
+        cache: str | None = None,
     ) -> None:
         r"""Initialize a new RasterFolderDataModule instance.
 
@@ -104,6 +105,8 @@ class RasterFolderDataModule(BaseDataModule):
                 Where there is one date only, both views show that.
             date_format: How dates are written, as of
                 :meth:`datetime.datetime.strptime`.
+            cache: Local folder in which decoded pixels are kept for other epochs, runs
+                and processes: see :class:`~torchgeo_cmid.datasets.Scenes`.
 
         Raises:
             ValueError: If only one of *mean* and *std* is given, or a size is not
@@ -132,6 +135,7 @@ class RasterFolderDataModule(BaseDataModule):
         self.skip_bad_files = skip_bad_files
         self.dates = dates
         self.date_format = date_format
+        self.cache = cache
         self.given = None if mean is None or std is None else (mean, std)
         self.normalization: Normalization | None = None
         self.seed: int | None = None
@@ -172,6 +176,7 @@ class RasterFolderDataModule(BaseDataModule):
             min_valid=self.min_valid,
             skip_bad_files=self.skip_bad_files,
             date_format=self.date_format,
+            cache=self.cache,
         )
         largest = max(
             self.scenes.scenes, key=lambda scene: min(scene.height, scene.width)

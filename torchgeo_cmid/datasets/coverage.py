@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
-from .raster import Source
+from .source import Source
 
 #: Cells along the longer side of a scene, at most: 2 MiB of memory.
 MAX_CELLS = 512

@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo-cmid Contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""One raster file: opened once per process, checked without its pixels, read."""
+"""One raster file: opened once per process, and checked without its pixels."""
 
 import atexit
 import math
@@ -14,7 +14,6 @@ from functools import lru_cache
 
 import numpy as np
 import rasterio
-from numpy.typing import NDArray
 from rasterio import Affine
 from rasterio._err import CPLE_BaseError  # what rasterio.warp raises
 from rasterio.crs import CRS
@@ -22,7 +21,6 @@ from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import DatasetReader
 from rasterio.vrt import WarpedVRT
-from rasterio.windows import Window
 
 from .files import EXTENSIONS, is_remote
 
@@ -32,11 +30,11 @@ METRES_PER_DEGREE = 111_320
 #: Most bands that a file may claim where none are named: above any real sensor's.
 MAX_BANDS = 4096
 
+#: Sizes and times of change of the files that make up a raster.
+Stamp = tuple[tuple[int, int] | None, ...]
+
 #: Largest block that GDAL may have to decode for a single pixel, in bytes.
 MAX_BLOCK_BYTES = 2**29
-
-#: Data types that float32 holds without loss.
-EXACT = {'uint8', 'int8', 'uint16', 'int16', 'float32'}
 
 #: Blocks whose place in a GeoTIFF is looked up, to find out whether it is whole.
 CHECKED_BLOCKS = 64
@@ -80,116 +78,6 @@ class Grid:
         )
 
 
-@dataclass(frozen=True)
-class Source:
-    """A raster file, the bands wanted of it, and the grid to read it in."""
-
-    #: File that holds the pixels.
-    path: str
-    #: Bands to read, 1-based.
-    indexes: tuple[int, ...]
-    #: Fill value in addition to those that the file declares (NaN is allowed).
-    nodata: float | None = None
-    #: Grid to read in (None: its own). Each pixel takes the nearest one of the file, so
-    #: that fill never mixes with data.
-    grid: Grid | None = None
-
-    def has_fill(self) -> bool:
-        """Tell whether pixels may be fill."""
-        with _refused(self.path):
-            flags = open_raster(self.path, self.grid).mask_flag_enums
-        declared = any(flags[i - 1] != [MaskFlags.all_valid] for i in self.indexes)
-        return self.nodata is not None or declared
-
-    def read(
-        self, window: Window, image: NDArray[np.float32] | None = None
-    ) -> NDArray[np.bool_]:
-        """Read a window.
-
-        Args:
-            window: The window.
-            image: Where to put the pixels (C, H, W).
-
-        Returns:
-            Where no band is fill (H, W).
-
-        Raises:
-            OSError: If the file cannot be read there.
-            ValueError: If valid pixels are NaN or infinite.
-        """
-        try:
-            src = open_raster(self.path, self.grid)
-            # straight to float32 where that is exact: it saves a copy of all bands
-            exact = image is not None and set(src.dtypes) <= EXACT
-            data = src.read(self.indexes, window=window, out=image if exact else None)
-        except (RasterioError, CPLE_BaseError) as error:
-            raise self._unreadable(window, error) from error
-        valid = self._valid(src, window, data)
-
-        if src.dtypes[0][0] == 'f':
-            largest = np.finfo(np.float32).max  # what is larger has no float32
-            usable = (np.abs(data) <= largest).all(axis=0)
-            if not usable[valid].all():
-                raise ValueError(
-                    f'{self._where(window)}: pixels that are NaN or infinite and not '
-                    'declared as no data; for NaN set nodata to .nan, or repair the '
-                    'file'
-                )
-        if image is not None and not exact:
-            with np.errstate(over='ignore'):  # fill that is too large becomes infinite
-                image[:] = data
-        return valid
-
-    def valid(self, window: Window) -> NDArray[np.bool_]:
-        """Tell where no band is fill, reading no more than that takes.
-
-        Args:
-            window: The window.
-
-        Returns:
-            True where all bands are valid (H, W).
-
-        Raises:
-            OSError: If the file cannot be read there.
-            ValueError: If valid pixels are NaN or infinite.
-        """
-        src = open_raster(self.path, self.grid)
-        if self.nodata is not None or any(dtype[0] == 'f' for dtype in src.dtypes):
-            return self.read(window)
-        return self._valid(src, window, None)
-
-    def _valid(
-        self, src: DatasetReader, window: Window, data: NDArray[np.generic] | None
-    ) -> NDArray[np.bool_]:
-        """Combine what the file declares and what the user says."""
-        shape = (round(window.height), round(window.width))
-        valid = np.ones(shape, dtype=np.bool_)
-        flags = src.mask_flag_enums
-        if any(flags[i - 1] != [MaskFlags.all_valid] for i in self.indexes):
-            shared = MaskFlags.per_dataset in flags[self.indexes[0] - 1]
-            indexes = self.indexes[:1] if shared else self.indexes
-            try:
-                valid = src.read_masks(indexes, window=window).all(axis=0)
-            except (RasterioError, CPLE_BaseError) as error:
-                raise self._unreadable(window, error) from error
-        if self.nodata is not None and data is not None:
-            fill = np.isnan(data) if np.isnan(self.nodata) else data == self.nodata
-            valid &= ~fill.any(axis=0)
-        return valid
-
-    def _where(self, window: Window) -> str:
-        """Name the place of a window."""
-        (top, bottom), (left, right) = window.toranges()
-        return f'{self.path}, rows {top} to {bottom}, columns {left} to {right}'
-
-    def _unreadable(self, window: Window, error: Exception) -> OSError:
-        """Say what cannot be read."""
-        return OSError(
-            f'{self._where(window)}: unreadable, the file may be truncated or damaged; '
-            f'replace or remove it ({error.__cause__ or error})'
-        )
-
-
 def check_raster(path: str) -> Grid:
     """Open a file and check all that can be checked without its pixels.
 
@@ -207,7 +95,7 @@ def check_raster(path: str) -> Grid:
     if not is_remote(path) and not os.path.isfile(path):
         kind = 'a pipe, socket or device' if os.path.exists(path) else 'a broken link'
         raise OSError(f'{path!r}: {kind}; replace, remove or exclude it')
-    with _refused(path):
+    with refused(path):
         return _check(path)
 
 
@@ -235,7 +123,7 @@ def band_indexes(
         raise ValueError(
             f'{path}: claims {src.count} bands; name those to read with bands'
         )
-    with _refused(path):
+    with refused(path):
         colors, described = src.colorinterp, src.descriptions
     images = [i for i in src.indexes if colors[i - 1] != ColorInterp.alpha]
     if names is not None and len(names) != len(images):
@@ -259,25 +147,31 @@ def band_indexes(
     return tuple(known[band] for band in bands)
 
 
-def open_raster(path: str, grid: Grid | None = None) -> DatasetReader | WarpedVRT:
+def open_raster(
+    path: str, grid: Grid | None = None, stamp: Stamp | None = None
+) -> DatasetReader | WarpedVRT:
     """Open a file once per process: handles do not survive a fork.
 
     Args:
         path: Raster file. With an ending of GeoTIFFs it is opened as such only: what a
             file's content names (a VRT's sources, say) is never followed unasked.
         grid: Grid to see it in, by nearest neighbour (defaults to its own).
+        stamp: What the file was when it was last looked at: with another stamp it is
+            opened anew.
 
     Returns:
         The open file.
     """
-    return _open(path, grid, os.getpid())
+    return _open(path, grid, stamp, os.getpid())
 
 
 @lru_cache(maxsize=128)
-def _open(path: str, grid: Grid | None, pid: int) -> DatasetReader | WarpedVRT:
+def _open(
+    path: str, grid: Grid | None, stamp: Stamp | None, pid: int
+) -> DatasetReader | WarpedVRT:
     """Open a file, in this process."""
     if grid is not None:
-        src = open_raster(path)
+        src = open_raster(path, None, stamp)
         alpha = ColorInterp.alpha in src.colorinterp or all(
             MaskFlags.nodata in flags for flags in src.mask_flag_enums
         )
@@ -298,8 +192,18 @@ def _open(path: str, grid: Grid | None, pid: int) -> DatasetReader | WarpedVRT:
 
 
 @contextmanager
-def _refused(path: str) -> Iterator[None]:
-    """Say which file GDAL cannot make sense of."""
+def refused(path: str) -> Iterator[None]:
+    """Say which file GDAL cannot make sense of.
+
+    Args:
+        path: The file.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        OSError: If what is done here fails.
+    """
     try:
         yield
     except UnicodeEncodeError as error:

@@ -20,10 +20,12 @@ from rasterio.windows import Window
 from shapely.affinity import affine_transform, translate
 from shapely.geometry import mapping, shape
 
+from .cache import BlockCache
 from .coverage import Coverage
 from .dates import UNBOUNDED, find_interval
-from .raster import Source, band_indexes, check_raster
+from .raster import band_indexes, check_raster
 from .sensor import Sensor
+from .source import Source
 
 #: Longitude and latitude: the one CRS in which all footprints can be compared.
 LONLAT = CRS.from_epsg(4326)
@@ -192,7 +194,12 @@ class Scene:
         return replace(self, coverage=coverage, min_valid=share)
 
     def read(
-        self, row: int, col: int, size: int, image: NDArray[np.float32] | None = None
+        self,
+        row: int,
+        col: int,
+        size: int,
+        image: NDArray[np.float32] | None = None,
+        cache: BlockCache | None = None,
     ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Read a square window.
 
@@ -201,6 +208,7 @@ class Scene:
             col: First column of the window.
             size: Height and width of the window in pixels.
             image: Where to put the pixels (C, size, size) (defaults to new memory).
+            cache: Where decoded blocks are kept.
 
         Returns:
             The pixels (C, size, size), and where they are valid (size, size): no band
@@ -217,7 +225,7 @@ class Scene:
         first = 0
         for source in self.sources:
             last = first + len(source.indexes)
-            valid &= source.read(window, image[first:last])
+            valid &= source.read(window, image[first:last], cache)
             first = last
         if self.scale != 1 or self.offset != 0:
             with np.errstate(over='ignore', invalid='ignore'):  # fill

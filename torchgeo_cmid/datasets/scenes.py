@@ -19,6 +19,7 @@ from torchgeo.datasets import GeoDataset
 from torchgeo.datasets.utils import Path, Sample
 
 from .batch import empty_images
+from .cache import BlockCache
 from .catalog import Catalog
 from .patch import Patch, PatchPair, pixel_frame, resize_patch
 from .region import Region, read_region
@@ -53,6 +54,7 @@ class Scenes(GeoDataset):
         min_valid: float = 0.0,
         skip_bad_files: bool = False,
         date_format: str = '%Y%m%d',
+        cache: str | None = None,
     ) -> None:
         r"""Initialize a new Scenes instance.
 
@@ -83,13 +85,21 @@ class Scenes(GeoDataset):
                 of their number; patches that cannot be read are fill.
             date_format: How dates are written, as of
                 :meth:`datetime.datetime.strptime`.
+            cache: Local folder in which decoded pixels are kept for other epochs, runs
+                and processes: for slow storage, and where decoding takes most of the
+                time. Pixels are the same with and without. It grows to at most the
+                size of the bands read, uncompressed, and leaves 10 GiB of its disk
+                free, or 5 % if that is less; it may be deleted at any time. What
+                changes on a local disk is decoded anew; other paths are told apart by
+                their names alone, so delete the folder when such data changes. It holds
+                GeoTIFF and JPEG 2000; other formats are read as without.
 
         Raises:
             FileNotFoundError: If *paths* or *roi* names no file.
             OSError: If a file is not a readable raster.
             ValueError: If a file lacks a band or its georeference, if *bands* is not
                 given and the scenes differ in their number of bands, if an argument is
-                out of range, or if no scene is left.
+                out of range, if *cache* holds something else, or if no scene is left.
         """
         if not 0 <= min_valid <= 1:
             raise ValueError(f'min_valid={min_valid} must be at least 0 and at most 1')
@@ -115,6 +125,7 @@ class Scenes(GeoDataset):
         self.paths = paths
         self.transforms = transforms
         self.skip_bad_files = skip_bad_files
+        self.cache = None if cache is None else BlockCache(cache)
 
         catalog = Catalog(
             region=None if roi is None else read_region(roi),
@@ -246,7 +257,9 @@ class Scenes(GeoDataset):
         """Read a patch into a tensor, as fill if it is a bad file to be skipped."""
         scene = self.scenes[patch.scene]
         try:
-            pixels = scene.read(patch.row, patch.col, patch.size, image.numpy())[1]
+            pixels = scene.read(
+                patch.row, patch.col, patch.size, image.numpy(), self.cache
+            )[1]
             valid = torch.from_numpy(pixels)[None]
         except (OSError, ValueError) as error:
             if not self.skip_bad_files:

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from pyproj import Transformer
+from rasterio import Affine
 
 from tests.data.dates.data import CRS, generate, write_places
 from tests.data.geotiff.data import ORIGIN, write_scene
@@ -88,6 +89,24 @@ class TestTimes:
         with pytest.warns(UserWarning, match='1 bad scenes are skipped'):
             dataset = Scenes(tmp_path, filename_regex=REGEX, skip_bad_files=True)
         assert len(dataset.scenes) == 1
+
+    def test_zones(self, tmp_path: Path) -> None:
+        write_scene(tmp_path / 'a_20240105T2330-0100.tif')
+        write_scene(tmp_path / 'b_20240105T2330+0000.tif')
+        dataset = Scenes(
+            tmp_path,
+            filename_regex=r'._(?P<date>\d{8}T\d{4}.\d{4})\.tif',
+            date_format='%Y%m%dT%H%M%z',
+        )
+        assert [str(time.left) for time in dataset.index.index] == [
+            '2024-01-06 00:30:00',
+            '2024-01-05 23:30:00',
+        ]
+
+    def test_start_without_stop(self, tmp_path: Path) -> None:
+        write_scene(tmp_path / 'a_2024.tif')
+        with pytest.raises(ValueError, match='group start, but none named stop'):
+            Scenes(tmp_path, filename_regex=r'a_(?P<start>\d{4})\.tif')
 
     def test_stop_before_start(self, tmp_path: Path) -> None:
         write_scene(tmp_path / 'a_2025_2024.tif')
@@ -175,8 +194,15 @@ class TestReadingPairs:
         assert torch.equal(sample['image'][:2], sample['image'][2:])
         assert sample['valid'].all()
         assert torch.equal(sample['frame'], torch.eye(3))
-        res = abs(sample['transform'][0].item())
-        assert res == (30 if missing == 0 else 10)  # of the date that is shown
+        # the place is that of the date that is shown, and so are the pixels
+        transform = Affine(*sample['transform'].tolist()[:6])
+        east, south = sample['image'][:2].double()
+        x, y = transform @ (48.0, 48.0)
+        assert east[47:49, 47:49].mean() == pytest.approx(x - ORIGIN[0], abs=5)
+        assert south[47:49, 47:49].mean() == pytest.approx(ORIGIN[1] - y, abs=5)
+        assert transform.a == 10
+        west, stop, res = sample['bounds'][:3].tolist()
+        assert (stop - west) / res == pytest.approx(96)
 
     def test_fill_does_not_leak_where_pixels_are_resampled(
         self, tmp_path: Path

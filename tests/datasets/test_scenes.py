@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import rasterio
 import torch
+from rasterio.crs import CRS
 from rasterio.enums import ColorInterp
 from rasterio.transform import Affine
 from torch.utils.data import DataLoader
@@ -222,6 +223,24 @@ class TestIndex:
         footprint = Scenes(path).index.geometry.iloc[0]
         assert footprint.geom_type == 'MultiPolygon'
         assert footprint.area < 2
+
+    def test_longitudes_beyond_180(self, tmp_path: Path) -> None:
+        path = write_scene(tmp_path / 'a.tif', crs='EPSG:4326', res=1, origin=(150, 40))
+        footprint = Scenes(path).index.geometry.iloc[0]
+        assert footprint.bounds == pytest.approx((-180, -24, 180, 40))
+        assert footprint.area == pytest.approx(64 * 64)
+
+    def test_files_that_have_changed(self, tmp_path: Path) -> None:
+        """In a notebook, say: the file is written anew, and the dataset made anew."""
+        path = write_scene(tmp_path / 'a.tif', crs='EPSG:32633')
+        first = Scenes(path)
+        write_scene(path, crs='EPSG:32634', seed=1)
+        second = Scenes(path)
+        assert first.scenes[0].crs == CRS.from_epsg(32633)
+        assert second.scenes[0].crs == CRS.from_epsg(32634)
+        with rasterio.open(path) as file:
+            expected = file.read(window=((0, 8), (0, 8)))
+        assert (second[Patch(0, 0, 0, 8)]['image'].numpy() == expected).all()
 
 
 class TestFill:

@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 from pyproj import Transformer
 
 from tests.data.dates.data import CRS, generate, write_places
+from tests.data.geotiff.data import write_scene
 from torchgeo_cmid.datasets import Patch, PatchPair, Scenes, split_by_area
 from torchgeo_cmid.samplers import GriddedScenePatchSampler, RandomScenePatchSampler
+from torchgeo_cmid.samplers.dates import OtherDates
 
 REGEX = r'.*_(?P<date>\d{8})\.tif'
 SIZE = 48
@@ -104,6 +106,34 @@ class TestPairs:
         for pair in pairs_of(sampler(stack)):
             assert pair.first == pair.second
 
+    def test_longitudes_beyond_180(self, tmp_path: Path) -> None:
+        """The same ground at 189 degrees and at -171, and across 180."""
+        for folder, lefts in {'a': (189.0, -171.0), 'b': (179.985, -180.015)}.items():
+            for day, left in enumerate(lefts, 1):
+                write_scene(
+                    tmp_path / folder / f's_2024010{day}.tif',
+                    crs='EPSG:4326',
+                    res=1e-4,
+                    size=300,
+                    origin=(left, 45),
+                )
+            stack = Scenes(tmp_path / folder, filename_regex=REGEX)
+            pairs = pairs_of(sampler(stack, size=32))
+            assert all(pair.first.scene != pair.second.scene for pair in pairs)
+            assert all(pair.first[1:] == pair.second[1:] for pair in pairs)
+
+    def test_draws_next_to_one(self, dataset: Scenes) -> None:
+        """Rounding takes no partner of another patch."""
+        dates = OtherDates(sampler(dataset).ground)
+        patches = np.array(
+            [pair.first[:3] for pair in pairs_of(sampler(dataset, length=512))]
+        )
+        low = dates._choose(patches, np.zeros(512))
+        high = dates._choose(patches, np.full(512, np.nextafter(1, 0)))
+        ends = [corners(dataset, Patch(*row))[-1] for row in high]
+        starts = [corners(dataset, Patch(*row))[-1] for row in low]
+        assert np.abs(np.array(ends) - starts).max() < 40
+
     def test_follows_from_seed_and_epoch(self, dataset: Scenes) -> None:
         one, two = sampler(dataset, seed=1), sampler(dataset, seed=1)
         assert list(one) == list(two)
@@ -163,7 +193,7 @@ class TestPairs:
 class TestErrors:
     def test_no_dates(self, tmp_path: Path) -> None:
         generate(tmp_path)
-        message = r'no two of 4 scenes .* \(1 are known\): let filename_regex have'
+        message = r'no two of 4 scenes .* \(times known: 0\): let filename_regex have'
         with pytest.raises(ValueError, match=message):
             sampler(Scenes(tmp_path))
 
@@ -172,6 +202,15 @@ class TestErrors:
             write_places(tmp_path / f'{name}_20240105.tif')
         with pytest.raises(ValueError, match='dates=2, but no two of 2 scenes'):
             sampler(Scenes(tmp_path, filename_regex=REGEX))
+
+    def test_one_day(self, tmp_path: Path) -> None:
+        """The granules of one overpass follow each other in seconds."""
+        for name in ('a_20240105T101010', 'b_20240105T101024'):
+            write_places(tmp_path / f'{name}.tif')
+        regex = r'._(?P<date>\d{8}T\d{6})\.tif'
+        stack = Scenes(tmp_path, filename_regex=regex, date_format='%Y%m%dT%H%M%S')
+        with pytest.raises(ValueError, match=r'on different days \(times known: 2\)'):
+            sampler(stack)
 
     def test_places_of_one_date_each(self, tmp_path: Path) -> None:
         write_places(tmp_path / 'a_20240105.tif')

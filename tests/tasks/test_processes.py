@@ -94,6 +94,9 @@ class Record(Callback):
             'seen': torch.cat(self.seen),
             'gradient': self.gradient,
             'schedules': self.schedules,
+            'never sent': trainer.model.parameters_to_ignore  # type: ignore[union-attr]
+            if trainer.world_size > 1
+            else set(),
             'seed': torch.initial_seed(),
         }
         torch.save(result, Path(trainer.default_root_dir, f'{trainer.global_rank}.pt'))
@@ -251,6 +254,8 @@ class TestTwoProcesses:
         # every key once: 3 steps of 2 x 4 keys
         assert two['whole'][0]['state']['contrastive.queue_ptr'].item() == 24 % 19
         assert two['uneven'][1]['state']['contrastive.queue_ptr'].item() == 22 % 19
+        # the queue is too large to be sent before every step
+        assert two['whole'][0]['never sent'] == {'contrastive.queue'}
         # eleven patches: the sampler repeats one, as all processes take a step
         for rank in two['padded']:
             assert len(rank['seen']) == 6

@@ -315,13 +315,8 @@ class RasterFolderDataModule(BaseDataModule):
         """Estimate the statistics, in the first process only."""
         if self.trainer and not self.trainer.is_global_zero:
             return None
-        patches = RandomScenePatchSampler(
-            self.scenes,
-            size=self.patch_size,
-            length=min(self.train_sampler.total_size, self.num_statistics_patches),
-            allowed=self.split.train,
-            seed=self.split_seed,
-        )
+        number = min(self.train_sampler.total_size, self.num_statistics_patches)
+        patches = self.train_sampler.draw(number, self.split_seed)
         return Normalization.estimate(self.scenes, patches)
 
     def _normalize(self, normalization: Normalization) -> None:

@@ -86,13 +86,35 @@ class Coverage:
             patch touches counts as its own. Exact where a cell is one pixel, in scenes
             of no more than 512 pixels a side.
         """
-        top, left = rows // self.cell, cols // self.cell
-        bottom = np.minimum(-(-(rows + size) // self.cell), self.sums.shape[0] - 1)
-        right = np.minimum(-(-(cols + size) // self.cell), self.sums.shape[1] - 1)
-        fill: NDArray[np.float64] = (
+        return 1 - self.fill(rows, cols, size, size) / size**2
+
+    def fill(
+        self,
+        rows: NDArray[np.int64],
+        cols: NDArray[np.int64],
+        heights: int | NDArray[np.int64],
+        widths: int | NDArray[np.int64],
+    ) -> NDArray[np.int64]:
+        """Count the fill pixels of rectangles.
+
+        Args:
+            rows: First rows of the rectangles (n,).
+            cols: First columns of the rectangles (n,).
+            heights: Their heights in pixels, one or (n,).
+            widths: Their widths in pixels, one or (n,).
+
+        Returns:
+            The number of fill pixels of the cells they touch (n,), never less than
+            their own.
+        """
+        top, left = np.maximum(rows, 0) // self.cell, np.maximum(cols, 0) // self.cell
+        down, across = np.array(self.sums.shape) - 1
+        bottom = np.minimum(-(-(rows + heights) // self.cell), down)
+        right = np.minimum(-(-(cols + widths) // self.cell), across)
+        fill: NDArray[np.int64] = (
             self.sums[bottom, right]
             - self.sums[top, right]
             - self.sums[bottom, left]
             + self.sums[top, left]
-        ) / size**2
-        return 1 - fill
+        )
+        return fill

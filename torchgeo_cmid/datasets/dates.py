@@ -44,6 +44,11 @@ def find_interval(
     try:
         first, _ = disambiguate_timestamp(start, date_format)
         _, last = disambiguate_timestamp(stop, date_format)
+        # to_datetime gives universal time to what tells its zone, and no zone to others
+        first, last = (
+            time.tz_convert('UTC').tz_localize(None) if time.tz else time
+            for time in (first, last)
+        )
         return pd.Interval(first, last, closed='both')
     except ValueError as error:
         raise ValueError(

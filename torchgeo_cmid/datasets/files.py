@@ -111,6 +111,13 @@ def group_by_band(files: list[str], filename_regex: str) -> list[str | dict[str,
             r'or stop; mark where it stands, for example .*_(?P<band>B\d+)\.TIF'
         )
 
+    for one, other in (('start', 'stop'), ('stop', 'start')):
+        if one in regex.groupindex and other not in regex.groupindex:
+            raise ValueError(
+                f'filename_regex={filename_regex!r} has a group {one}, but none named '
+                f'{other}: the time of a scene needs both, or one named date'
+            )
+
     scenes: dict[tuple[str, str], str | dict[str, str]] = {}
     for file in files:
         folder, _, name = file.rpartition('/')

@@ -191,6 +191,11 @@ def _open(
         return rasterio.open(path, driver=driver)
 
 
+def close_rasters() -> None:
+    """Close all files of this process, so that they are read as they are now."""
+    _open.cache_clear()
+
+
 @contextmanager
 def refused(path: str) -> Iterator[None]:
     """Say which file GDAL cannot make sense of.
@@ -282,4 +287,4 @@ def _check_whole(src: DatasetReader) -> None:
 
 
 # Handles that outlive the modules they need complain when the interpreter ends.
-atexit.register(_open.cache_clear)
+atexit.register(close_rasters)

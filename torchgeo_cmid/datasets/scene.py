@@ -107,7 +107,11 @@ class Scene:
             raise self._nowhere(f'it comes to {lonlat.bounds}')
         if not lonlat.area > SMALLEST:
             raise self._nowhere('it has no area')
-        return lonlat
+        if west >= -180 and east <= 180:
+            return lonlat
+        turns = [translate(lonlat, turn) for turn in (-360, 0, 360)]
+        world = shapely.box(-180, -90.01, 180, 90.01)
+        return shapely.union_all([shapely.intersection(t, world) for t in turns])
 
     def eligible(
         self,
@@ -134,6 +138,52 @@ class Scene:
             keep &= shapely.covers(self.region, boxes)
         return keep
 
+    def eligible_throughout(
+        self,
+        rows: NDArray[np.int64],
+        cols: NDArray[np.int64],
+        heights: NDArray[np.int64],
+        widths: NDArray[np.int64],
+        size: int,
+    ) -> NDArray[np.bool_]:
+        """Tell in which rectangles all patches may be used.
+
+        Args:
+            rows: First rows of the rectangles (n,).
+            cols: First columns of the rectangles (n,).
+            heights: Their heights in pixels (n,).
+            widths: Their widths in pixels (n,).
+            size: Height and width of the patches in pixels.
+
+        Returns:
+            True where every patch in it has data enough and lies in the region of
+            interest (n,); False where that is not sure.
+        """
+        keep = np.ones(rows.shape, dtype=np.bool_)
+        if self.coverage is not None:
+            fill = self.coverage.fill(rows, cols, heights, widths)
+            keep &= fill <= (1 - self.min_valid) * size**2
+        if self.region is not None:
+            shapely.prepare(self.region)
+            boxes = shapely.box(cols, rows, cols + widths, rows + heights)
+            keep &= shapely.covers(self.region, boxes)
+        return keep
+
+    def wrap(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Bring longitudes to where the grid has them: beyond 180, if it is there.
+
+        Args:
+            x: Coordinates in the scene's CRS.
+
+        Returns:
+            The same, if they are no longitudes.
+        """
+        if not self.crs.is_geographic:
+            return x
+        middle, _ = self.transform @ (self.width / 2, self.height / 2)
+        wrapped: NDArray[np.float64] = middle + (x - middle + 180) % 360 - 180
+        return wrapped
+
     def clip(self, roi: shapely.Geometry) -> 'Scene | None':
         """Cut the scene to a region of interest.
 
@@ -153,6 +203,9 @@ class Scene:
         near = shapely.segmentize(near, max(east - west, north - south) / EDGE_POINTS)
         to_crs = transformer(LONLAT, self.crs).transform
         inside = shapely.transform(near, to_crs, interleaved=False)
+        inside = shapely.transform(
+            inside, lambda x, y: (self.wrap(x), y), interleaved=False
+        )
         inside = affine_transform(inside, (~self.transform).to_shapely())
         # mends what rounding does to edges, and to the cut at the antimeridian
         inside = shapely.make_valid(inside).buffer(ROUNDING, join_style='mitre')

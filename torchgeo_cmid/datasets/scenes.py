@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 from geopandas import GeoDataFrame
+from rasterio import Affine
 from rasterio.transform import array_bounds
 from rasterio.windows import Window
 from rasterio.windows import transform as window_transform
@@ -22,6 +23,7 @@ from .batch import empty_images
 from .cache import BlockCache
 from .catalog import Catalog
 from .patch import Patch, PatchPair, pixel_frame, resize_patch
+from .raster import close_rasters
 from .region import Region, read_region
 from .scene import LONLAT
 from .sensor import Sensor
@@ -87,12 +89,13 @@ class Scenes(GeoDataset):
                 :meth:`datetime.datetime.strptime`.
             cache: Local folder in which decoded pixels are kept for other epochs, runs
                 and processes: for slow storage, and where decoding takes most of the
-                time. Pixels are the same with and without. It grows to at most the
-                size of the bands read, uncompressed, and leaves 10 GiB of its disk
-                free, or 5 % if that is less; it may be deleted at any time. What
-                changes on a local disk is decoded anew; other paths are told apart by
-                their names alone, so delete the folder when such data changes. It holds
-                GeoTIFF and JPEG 2000; other formats are read as without.
+                time. Pixels are the same with and without. For every list of bands it
+                grows to their size, uncompressed, and a byte per pixel where there is
+                fill; it leaves 10 GiB of its disk free, or 5 % if that is less. It may
+                be deleted at any time. What changes on a local disk is decoded anew
+                (the old blocks stay); other paths are told apart by their names alone,
+                so delete the folder when such data changes. It holds GeoTIFF and JPEG
+                2000; other formats are read as without.
 
         Raises:
             FileNotFoundError: If *paths* or *roi* names no file.
@@ -127,6 +130,7 @@ class Scenes(GeoDataset):
         self.skip_bad_files = skip_bad_files
         self.cache = None if cache is None else BlockCache(cache)
 
+        close_rasters()  # files may have changed since another dataset opened them
         catalog = Catalog(
             region=None if roi is None else read_region(roi),
             min_valid=min_valid,
@@ -168,7 +172,8 @@ class Scenes(GeoDataset):
             For two patches ``image`` is (2 C, H, W) and ``valid`` (2, H, W), the second
             brought to the pixels of the first in number, and ``frame`` (3, 3) maps its
             pixels (x, y, 1) to those of the first; ``bounds`` and ``transform`` are the
-            first's. If one of them has no data at all, the other one serves twice.
+            first's. If one of them has no data at all, the other one serves twice, and
+            they are that one's.
 
         Raises:
             OSError: If the file cannot be read there.
@@ -213,8 +218,10 @@ class Scenes(GeoDataset):
         scene = self.scenes[patch.scene]
         window = Window(patch.col, patch.row, patch.size, patch.size)
         transform = window_transform(window, scene.transform)
-        west, south, east, north = array_bounds(patch.size, patch.size, transform)
-        xres, yres = (east - west) / patch.size, (north - south) / patch.size
+        size = image.shape[-1]  # of another one if it stands in for the first date
+        transform = transform @ Affine.scale(patch.size / size)
+        west, south, east, north = array_bounds(size, size, transform)
+        xres, yres = (east - west) / size, (north - south) / size
         sample['bounds'] = self._slice_to_tensor(
             (
                 slice(west, east, xres),

@@ -68,6 +68,7 @@ class Cut:
         x, y = _affine(scene.transform, cols, rows)
         if scene.crs != self.reference.crs:
             x, y = transformer(scene.crs, self.reference.crs).transform(x, y)
+        x = self.reference.wrap(x)
         return self.sign * _affine(~self.reference.transform, x, y)[self.axis]
 
     def extent(

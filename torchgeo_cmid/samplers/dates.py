@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..datasets import Patch, PatchPair
+from ..datasets.dates import UNBOUNDED
 from .ground import Floats, Ground, Integers
 
 #: Patches for which another date is looked up at a time.
-ROUND = 4096
+ROUND = 512
 
 #: How many times as large the pixels of one date may be as those of the other: beyond,
 #: one patch would be a blur, or the other one's pixels too many to read.
@@ -42,7 +43,7 @@ class OtherDates:
 
     The other patch has the same centre and covers the same area of ground, so it has
     fewer pixels where they are coarser, down to an eighth a side. Of all scenes of
-    other times in which it may be drawn, one is chosen at random; where there is none,
+    other days in which it may be drawn, one is chosen at random; where there is none,
     the same patch serves twice.
     """
 
@@ -57,14 +58,17 @@ class OtherDates:
         """
         self.ground = ground
         times = ground.intervals
-        self.start, self.stop = times.left.to_numpy(), times.right.to_numpy()
+        self.start, self.stop = (  # numbers of days, in their order
+            (end.year * 366 + end.day_of_year).to_numpy()
+            for end in (times.left, times.right)
+        )
         left, right = ground.shared
         if not self._apart(left, right).any():
-            known = len(times.unique())
+            known, unbounded = len(times.unique()), UNBOUNDED in times
             raise ValueError(
-                f'dates=2, but no two of {len(times)} scenes show the same ground at '
-                f'different times ({known} are known): let filename_regex have a group '
-                'date, or set dates to 1'
+                f'dates=2, but no two of {len(times)} scenes show the same ground on '
+                f'different days (times known: {known - unbounded}): let '
+                'filename_regex have a group date, or set dates to 1'
             )
 
     def pair(self, patches: Integers, draws: Floats) -> Iterator[PatchPair]:
@@ -89,11 +93,12 @@ class OtherDates:
         """Choose the other patch of each, (n, 4); the same where there is none."""
         size = self.ground.size
         chosen = np.column_stack([patches, np.full(len(patches), size)])
+        areas = self.ground.area(*patches.T)
         found = [np.zeros((0, 5), dtype=np.int64)]
         for other, places, y, x in self.ground.elsewhere(*patches.T):
             apart = self._apart(patches[places, 0], np.full(len(places), other))
             places, y, x = places[apart], y[apart], x[apart]
-            sizes = self.ground.equal_size(other, patches[places], y, x)
+            sizes = self.ground.equal_size(other, areas[places], y, x)
             near = (sizes <= RATIO * size) & (size <= RATIO * sizes)
             places, y, x, sizes = places[near], y[near], x[near], sizes[near]
             usable, rows, cols = self.ground.fitting(other, y, x, sizes)
@@ -105,11 +110,11 @@ class OtherDates:
         number = np.bincount(table[:, 0], minlength=len(patches))
         some = np.flatnonzero(number)
         first = np.cumsum(number) - number
-        chosen[some] = table[(first + draws * number).astype(np.int64)[some], 1:]
+        chosen[some] = table[(first + (draws * number).astype(np.int64))[some], 1:]
         return chosen
 
     def _apart(self, scenes: Integers, others: Integers) -> NDArray[np.bool_]:
-        """Tell which scenes were taken at times that have nothing in common."""
+        """Tell which scenes were taken at times that have no day in common."""
         before: NDArray[np.bool_] = self.stop[scenes] < self.start[others]
         after: NDArray[np.bool_] = self.stop[others] < self.start[scenes]
         return before | after

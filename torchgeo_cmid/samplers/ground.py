@@ -3,7 +3,7 @@
 
 """How likely a patch must be kept for every place on the ground to be as likely."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ..datasets import Scenes
 from ..datasets.scene import LONLAT, transformer
+from ..datasets.splits import candidates
 
 Integers = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -26,8 +27,10 @@ UNEVEN = 0.01
 #: Places along each axis of a scene where the ground area of a patch is looked up.
 PROBES = 9
 
-#: Parts along each axis of a scene that shares ground with others.
-PARTS = 8
+#: Parts along each axis of a scene that shares ground with others, and how many are
+#: looked at at a time.
+PARTS = 4
+ROUND = 2**13
 
 
 class Parts(NamedTuple):
@@ -82,6 +85,13 @@ class Ground:
         #: Their times.
         self.intervals = dataset.index.index
 
+        #: Scenes of which any patch may be drawn.
+        self.drawn = np.array(
+            [
+                allowed(i, *candidates(scene, size), size).any()
+                for i, scene in enumerate(self.scenes)
+            ]
+        )
         areas = [self._probe(i) for i in range(len(self.scenes))]
         #: Ground area of the largest patch of each scene, 0 where none fits.
         self.largest: Floats = np.array([area.max(initial=0) for area in areas])
@@ -89,17 +99,14 @@ class Ground:
         #: Scenes whose patches differ in ground area.
         self.uneven = smallest < (1 - UNEVEN) * self.largest
 
-    def divide(self, scenes: Iterable[int]) -> Parts:
-        """Divide scenes into parts that about the same other scenes show.
-
-        Args:
-            scenes: Numbers of the scenes in which a patch fits.
+    def divide(self) -> Parts:
+        """Divide scenes into parts that the same other scenes show.
 
         Returns:
-            Their parts: those that share no ground are one.
+            The parts: a scene that shares no ground, or holds no patch, has one.
         """
-        table = [np.zeros((0, len(Parts._fields)), dtype=np.int64)]
-        for scene in scenes:
+        table = [np.zeros((0, 5), dtype=np.int64)]
+        for scene in np.flatnonzero(self.drawn):
             number = PARTS if self.overlaps[scene] else 1
             shape = self.scenes[scene].height, self.scenes[scene].width
             edges = [
@@ -108,27 +115,45 @@ class Ground:
             ]
             first = np.stack(np.meshgrid(edges[0][:-1], edges[1][:-1])).reshape(2, -1)
             after = np.stack(np.meshgrid(edges[0][1:], edges[1][1:])).reshape(2, -1)
-            shown = self._shown(scene, first, after - 1)
-            same = np.full(len(shown), scene)
-            table.append(np.column_stack([same, *first, *(after - first), shown]))
-        return Parts(*np.concatenate(table).T)
+            same = np.full(first.shape[1], scene)
+            table.append(np.column_stack([same, *first, *(after - first)]))
+        places = np.concatenate(table)
+        shown = [
+            self._shown(places[start : start + ROUND])
+            for start in range(0, len(places), ROUND)
+        ]
+        none = np.zeros(0, dtype=np.int64)
+        return Parts._make([*places.T, np.concatenate([*shown, none])])
 
-    def _shown(self, scene: int, first: Integers, last: Integers) -> Integers:
+    def _shown(self, places: Integers) -> Integers:
         """Count the scenes that show the centres of all patches of parts, (m,).
 
-        Looked at are nine patches of each, the outermost included: enough where the
-        outlines of scenes have no notches.
+        Looked at are nine patches of each, the outermost included, and whether anything
+        between them keeps patches from being drawn.
+
+        Args:
+            places: Scene, first row, first column, rows and columns of parts, (m, 5).
         """
-        shown = np.ones(first.shape[1], dtype=np.int64)
-        if not self.overlaps[scene]:
-            return shown
-        axes = np.stack([first, (first + last) // 2, last])  # (3, 2, m)
-        rows, cols = axes[[0, 0, 0, 1, 1, 1, 2, 2, 2], 0], axes[[0, 1, 2] * 3, 1]
-        scenes = np.full(rows.size, scene)
-        for other, here, y, x in self.elsewhere(scenes, rows.ravel(), cols.ravel()):
-            shows = np.zeros(rows.size, dtype=np.bool_)
+        shown = np.ones(len(places), dtype=np.int64)
+        scene, row, col, rows, cols = places.T
+        steps = np.arange(3)[:, None] / 2
+        y = row + (steps * (rows - 1)).astype(np.int64)  # (3, m)
+        x = col + (steps * (cols - 1)).astype(np.int64)
+        probes = np.repeat(y, 3, axis=0).ravel(), np.tile(x, (3, 1)).ravel()
+        for other, here, y, x in self.elsewhere(np.tile(scene, 9), *probes):
+            if not self.drawn[other]:
+                continue
+            shows = np.zeros(9 * len(places), dtype=np.bool_)
             shows[here] = self.fitting(other, y, x, self.size)[0]
-            shown += shows.reshape(rows.shape).all(axis=0)
+            part = np.flatnonzero(shows.reshape(9, -1).all(axis=0))
+            corners = np.full((2, 9 * len(places)), np.nan)
+            corners[:, here] = np.stack([y, x]) - self.size / 2
+            corners = corners.reshape(2, 9, -1)[..., part]
+            top, left = np.floor(corners.min(axis=1)).astype(np.int64)
+            bottom, right = np.ceil(corners.max(axis=1)).astype(np.int64) + self.size
+            shown[part] += self.scenes[other].eligible_throughout(
+                top, left, bottom - top, right - left, self.size
+            )
         return shown
 
     def chance(self, scenes: Integers, rows: Integers, cols: Integers) -> Floats:
@@ -171,36 +196,52 @@ class Ground:
         known = np.flatnonzero(~np.isnan(lonlat[:, 0]))
         # by their bounds first: the tree would compare with outlines one by one
         places, others = self.tree.query(shapely.points(lonlat[known]))
-        places = known[places]
-        for other in np.unique(others):
-            here = places[(others == other) & (scenes[places] != other)]
+        order = np.argsort(others, kind='stable')
+        others, starts = np.unique(others[order], return_index=True)
+        groups = np.split(known[places[order]], starts[1:])
+        for other, here in zip(others, groups, strict=False):
+            here = here[scenes[here] != other]
             here = here[shapely.intersects_xy(self.footprints[other], lonlat[here])]
             scene = self.scenes[other]
             x, y = transformer(LONLAT, scene.crs).transform(*lonlat[here].T)
+            x = scene.wrap(x)
             a, b, c, d, e, f = (~scene.transform)[:6]
             yield int(other), here, d * x + e * y + f, a * x + b * y + c
 
     def equal_size(
-        self, other: int, patches: Integers, rows: Floats, cols: Floats
+        self, other: int, areas: Floats, rows: Floats, cols: Floats
     ) -> Integers:
         """Find how many pixels a patch of the same ground area has in another scene.
 
         Args:
             other: Number of the other scene.
-            patches: Scene, first row and first column of patches (n, 3).
+            areas: Ground areas of the patches (n,): see :meth:`area`.
             rows: Rows of their centres in the other scene (n,).
             cols: Columns of their centres in the other scene (n,).
 
         Returns:
             Heights and widths in pixels of the other scene (n,), 1 at least.
         """
-        area = np.zeros(len(patches))
-        for scene in np.unique(patches[:, 0]):
-            here = patches[:, 0] == scene
-            area[here] = self._area(scene, *patches[here, 1:].T)
         half = self.size / 2
-        ratio = area / self._area(other, rows - half, cols - half)
+        ratio = areas / self._area(other, rows - half, cols - half)
         return np.maximum(np.rint(self.size * np.sqrt(ratio)), 1).astype(np.int64)
+
+    def area(self, scenes: Integers, rows: Integers, cols: Integers) -> Floats:
+        """Find the ground area of patches, as a share of the Earth's.
+
+        Args:
+            scenes: Numbers of the scenes (n,).
+            rows: First rows of the patches (n,).
+            cols: First columns of the patches (n,).
+
+        Returns:
+            Their areas (n,).
+        """
+        area = np.zeros(len(scenes))
+        for scene in np.unique(scenes):
+            here = scenes == scene
+            area[here] = self._area(scene, rows[here], cols[here])
+        return area
 
     def fitting(
         self, other: int, rows: Floats, cols: Floats, sizes: int | Integers
@@ -230,7 +271,8 @@ class Ground:
         """Count the scenes of which a patch could be drawn with the same centre."""
         number = np.ones(len(scenes))
         for other, here, row, col in self.elsewhere(scenes, rows, cols):
-            number[here] += self.fitting(other, row, col, self.size)[0]
+            if self.drawn[other]:
+                number[here] += self.fitting(other, row, col, self.size)[0]
         return number
 
     def _probe(self, scene: int) -> Floats:
@@ -250,12 +292,13 @@ class Ground:
         """Ground area of patches, as a share of the sphere."""
         corners = [(0, 0), (0, self.size), (self.size, self.size), (self.size, 0)]
         places = [self._lonlat(scene, rows + row, cols + col) for row, col in corners]
-        lonlat = np.radians(np.stack(places))  # (4, n, 2)
-        # Lambert's cylindrical projection keeps areas; longitudes from the first corner
-        x = (lonlat[..., 0] - lonlat[0, :, 0] + np.pi) % (2 * np.pi) - np.pi
-        y = np.sin(lonlat[..., 1])
-        crossed = x * np.roll(y, -1, axis=0) - np.roll(x, -1, axis=0) * y
-        area: Floats = np.abs(crossed.sum(axis=0)) / (8 * np.pi)
+        lonlat = np.radians(np.stack(places, axis=1))  # (n, 4, 2)
+        lon, lat = lonlat[..., 0], lonlat[..., 1]
+        ring = np.cos(lat)
+        corner = np.stack([ring * np.cos(lon), ring * np.sin(lon), np.sin(lat)], axis=2)
+        # half the product of the diagonals, on a sphere of area 4 pi
+        diagonals = corner[:, 2] - corner[:, 0], corner[:, 3] - corner[:, 1]
+        area: Floats = np.linalg.norm(np.cross(*diagonals), axis=1) / (8 * np.pi)
         return area
 
     def _lonlat(
@@ -264,5 +307,6 @@ class Ground:
         """Longitude and latitude (n, 2) of places in a scene."""
         a, b, c, d, e, f = self.scenes[scene].transform[:6]
         x, y = a * cols + b * rows + c, d * cols + e * rows + f
-        lonlat = transformer(self.scenes[scene].crs, LONLAT).transform(x, y)
-        return np.stack(lonlat, axis=-1)
+        lon, lat = transformer(self.scenes[scene].crs, LONLAT).transform(x, y)
+        with np.errstate(invalid='ignore'):  # off the Earth
+            return np.stack([(lon + 180) % 360 - 180, lat], axis=-1)

@@ -16,7 +16,7 @@ from .dates import find_other_dates
 from .ground import Allowed, Ground, Integers
 
 #: Patches drawn at a time, at most.
-ROUND = 2**16
+ROUND = 2**14
 
 #: Patches tried before a share of usable ones below ``SCARCE`` is given up.
 TRIES = 2**20
@@ -116,15 +116,10 @@ class RandomScenePatchSampler(DistributedSampler[Patch | PatchPair]):
         # Ground area on which a patch can start, what several scenes show once.
         self.scenes = dataset.scenes
         self.ground = Ground(dataset, size, self.usable)
-        fitting = [
-            i
-            for i, scene in enumerate(self.scenes)
-            if allowed(i, *candidates(scene, size), size).any()
-        ]
-        if not fitting:
+        if not self.ground.drawn.any():
             demands = ' and has data enough' * any(s.min_valid for s in self.scenes)
             raise ValueError(f'no patch of {size} pixels fits into any scene{demands}')
-        self.parts = parts = self.ground.divide(fitting)
+        self.parts = parts = self.ground.divide()
         weights = self.ground.largest[parts.scene] * parts.rows * parts.cols
         self.weights = weights / parts.shown
         self.weights /= self.weights.sum()
@@ -139,26 +134,54 @@ class RandomScenePatchSampler(DistributedSampler[Patch | PatchPair]):
         Raises:
             ValueError: If next to no patch may be drawn.
         """
-        rng = np.random.default_rng([self.seed, self.epoch])
-        drawn = np.zeros((0, 3), dtype=np.int64)
-        number, tried = min(self.total_size, ROUND), 0
-        while len(drawn) < self.total_size:
-            drawn = np.concatenate([drawn, self._draw(rng, number)])
-            tried += number
-            if tried >= TRIES and len(drawn) < SCARCE * tried:
-                raise ValueError(
-                    f'of {tried} patches of {self.size} pixels {len(drawn)} may be '
-                    'drawn: choose a smaller patch, a larger roi or a smaller min_valid'
-                )
-            missing = self.total_size - len(drawn)
-            number = min(max(number, missing * tried // max(len(drawn), 1)), ROUND)
-        own = slice(self.rank, self.total_size, self.num_replicas)
+        choice = np.random.default_rng([self.seed, self.epoch, 1])
         first, self.first = self.first, 0
-        if self.other_dates is not None:
-            draws = rng.random(self.total_size)
-            yield from self.other_dates.pair(drawn[own][first:], draws[own][first:])
-            return
-        for scene, row, col in drawn[own][first:]:
+        position = 0
+        for drawn in self._rounds([self.seed, self.epoch], self.total_size):
+            turn, rank = np.divmod(position + np.arange(len(drawn)), self.num_replicas)
+            position += len(drawn)
+            draws = choice.random(len(drawn))
+            own = (rank == self.rank) & (turn >= first)
+            if self.other_dates is None:
+                yield from self._patches(drawn[own])
+            else:
+                yield from self.other_dates.pair(drawn[own], draws[own])
+
+    def draw(self, number: int, seed: int) -> list[Patch]:
+        """Draw patches of which all processes get the same.
+
+        Args:
+            number: How many.
+            seed: What they follow from.
+
+        Returns:
+            The patches.
+
+        Raises:
+            ValueError: If next to no patch may be drawn.
+        """
+        drawn = np.concatenate(list(self._rounds([seed, 0], number)))
+        return list(self._patches(drawn))
+
+    def _rounds(self, seed: list[int], total: int) -> Iterator[Integers]:
+        """Draw *total* patches round by round, (scene, row, column) each."""
+        rng = np.random.default_rng(seed)
+        number, tried, kept = min(total, ROUND), 0, 0
+        while kept < total:
+            drawn = self._draw(rng, number)[: total - kept]
+            tried += number
+            kept += len(drawn)
+            if tried >= TRIES and kept < SCARCE * tried:
+                raise ValueError(
+                    f'of {tried} patches of {self.size} pixels {kept} may be drawn: '
+                    'choose a smaller patch, a larger roi or a smaller min_valid'
+                )
+            number = min(max(number, (total - kept) * tried // max(kept, 1)), ROUND)
+            yield drawn
+
+    def _patches(self, drawn: Integers) -> Iterator[Patch]:
+        """Make addresses of what was drawn."""
+        for scene, row, col in drawn:
             yield Patch(int(scene), int(row), int(col), self.size)
 
     def _draw(self, rng: np.random.Generator, number: int) -> Integers:

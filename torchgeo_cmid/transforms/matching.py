@@ -107,7 +107,7 @@ def take_matches(
     Returns:
         Features of the paired cells, (N, D) each, and the weight of this process's
         pairs in a mean over all processes, (). Fewer than two pairs are none, as there
-        is no batch norm over them: others of no weight take their place.
+        is no batch norm over them: two others of no weight take their place.
     """
     h_w = (maps[0].shape[2], maps[0].shape[3])
     if valid is None:
@@ -123,7 +123,8 @@ def take_matches(
     kept = (own & other).flatten()  # (B n,)
     count = kept.sum()
     if count < 2:
-        kept, count = torch.ones_like(kept), torch.zeros_like(count)
+        kept = torch.arange(len(kept), device=kept.device) < 2
+        count = torch.zeros_like(count)
     weight = batch_share(count.to(grids[0]))
     return (
         _take_cells(maps[0], pairs[0])[kept],

@@ -33,6 +33,7 @@ import platform
 import statistics
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -230,6 +231,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument('--cache', default='5%', help='GDAL_CACHEMAX, in MB or %%')
     parser.add_argument('--settings', action='store_true', help='what matters')
     args = parser.parse_args(arguments)
+    # more workers than cores are asked for on purpose
+    warnings.filterwarnings('ignore', 'This DataLoader will create')
 
     print(
         f'{args.size} px, {args.scenes} scenes of {args.pixels / 2**19:.0f} MiB, '

@@ -60,24 +60,37 @@ def swin(swin_state: dict[str, Tensor]) -> CMID:
     return task
 
 
+Pair = tuple[Tensor, Tensor]
+
+
+def random_step(batch_size: int, cells: int) -> tuple[Pair, Pair, Pair]:
+    """Two views of cells x cells cells of 32 px, their masks and grids."""
+    size = 32 * cells
+    shape = (batch_size, 3, size, size)
+    views = (torch.randn(shape), torch.randn(shape))
+    masks = (
+        random_cell_mask(batch_size, cells, 0.6),
+        random_cell_mask(batch_size, cells, 0.6),
+    )
+    shift = torch.eye(3) + 0.3 * size * torch.rand(batch_size, 3, 3).triu(1)
+    unmoved = torch.eye(3).expand(batch_size, 3, 3)
+    grids = (
+        cell_grid(unmoved, size, (cells, cells)),
+        cell_grid(shift, size, (cells, cells)),
+    )
+    return views, masks, grids
+
+
 class TestResNet50:
     def test_losses(self, resnet: CMID, resnet_state: dict[str, Tensor]) -> None:
         """A step equals one computed from the published names with torchvision."""
         torch.manual_seed(0)
         resnet.load_official_checkpoint(resnet_state)
         resnet.train()
-        views = (torch.randn(4, 3, 64, 64), torch.randn(4, 3, 64, 64))
-        masks = (random_cell_mask(4, 2, 0.6), random_cell_mask(4, 2, 0.6))
-        shift = torch.eye(3) + 20 * torch.rand(4, 3, 3).triu(1)
-        grids = (
-            cell_grid(torch.eye(3).expand(4, 3, 3), 64, (2, 2)),
-            cell_grid(shift, 64, (2, 2)),
-        )
+        step = random_step(batch_size=4, cells=2)
         with torch.no_grad():
-            losses = resnet.compute_losses(
-                views, masks, grids, teacher_temperature=0.05
-            )
-            expected = reference_losses(resnet_state, views, masks, grids, 0.05)
+            losses = resnet.compute_losses(*step, teacher_temperature=0.05)
+            expected = reference_losses(resnet_state, *step, 0.05)
         for name, value in expected.items():
             torch.testing.assert_close(losses[name], value, rtol=1e-4, atol=0)
 
@@ -127,16 +140,10 @@ class TestSwinB:
         state = make_full_state('cmid_swin_b')
         task = CMID(model=SWIN)
         task.load_official_checkpoint(state)
-        views = (torch.randn(2, 3, 224, 224), torch.randn(2, 3, 224, 224))
-        masks = (random_cell_mask(2, 7, 0.6), random_cell_mask(2, 7, 0.6))
-        shift = torch.eye(3) + 60 * torch.rand(2, 3, 3).triu(1)
-        grids = (
-            cell_grid(torch.eye(3).expand(2, 3, 3), 224, (7, 7)),
-            cell_grid(shift, 224, (7, 7)),
-        )
+        step = random_step(batch_size=2, cells=7)
         with torch.no_grad():
-            losses = task.compute_losses(views, masks, grids, teacher_temperature=0.05)
-            expected = reference_losses(state, views, masks, grids, 0.05)
+            losses = task.compute_losses(*step, teacher_temperature=0.05)
+            expected = reference_losses(state, *step, 0.05)
         for name, value in expected.items():
             torch.testing.assert_close(losses[name], value, rtol=1e-4, atol=0)
 

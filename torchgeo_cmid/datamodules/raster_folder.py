@@ -85,11 +85,9 @@ class RasterFolderDataModule(BaseDataModule):
                 estimate).
             all_bands: Names of the bands of a file with several, in its order (defaults
                 to the file's band descriptions).
-            filename_regex: A verbose regular expression of file names,
-                ``.*_(?P<date>\d{8})_(?P<band>B\d+)\.TIF`` for example. The group
-                ``band`` is for scenes of one file per band; ``date``, or ``start`` and
-                ``stop``, tell when a scene was taken. Files that it does not match are
-                left out; one that it matches without ``band`` holds all bands.
+            filename_regex: A verbose regular expression whose groups ``band`` and
+                ``date`` tell what a file of one band per file, or of several dates,
+                holds: see :class:`~torchgeo_cmid.datasets.Scenes`.
             sensors: Several sensors, each with *paths*, *bands*, *nodata*, *all_bands*,
                 *filename_regex* and *date_format* of its own in place of those here,
                 and a *scale* and *offset* to one unit: see

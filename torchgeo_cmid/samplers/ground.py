@@ -168,10 +168,9 @@ class Ground:
             Their shares of a place on the ground, at most 1 (n,).
         """
         chance = np.ones(len(scenes))
-        for scene in np.unique(scenes[self.uneven[scenes]]):
-            here = scenes == scene
-            area = self._area(scene, rows[here], cols[here])
-            chance[here] = np.minimum(area / self.largest[scene], 1)
+        here = self.uneven[scenes]
+        area = self.area(scenes[here], rows[here], cols[here])
+        chance[here] = np.minimum(area / self.largest[scenes[here]], 1)
         return chance / self._multiplicity(scenes, rows, cols)
 
     def elsewhere(

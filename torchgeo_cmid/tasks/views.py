@@ -59,7 +59,7 @@ class ViewTask(BaseTask):
         dates = list(torch.split(x, in_channels, dim=1))  # one, or two
         valid = None
         if 'valid' in batch:
-            masks = batch['valid'].expand(-1, len(dates), -1, -1)[:, :, None].unbind(1)
+            masks = torch.split(batch['valid'].expand(-1, len(dates), -1, -1), 1, dim=1)
             valid = masks[0], masks[-1]
             # before anything else sees them
             dates = list(map(fill_with_valid_mean, dates, masks))

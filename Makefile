@@ -21,7 +21,7 @@ quickstart: $(STAMP)
 
 ## Linter, type checker, and all tests with the network blocked.
 test: lint
-	$(BIN)/pytest -n 2 --cov=torchgeo_cmid --cov-fail-under=95
+	$(BIN)/pytest -n 2 --dist worksteal --cov=torchgeo_cmid --cov-fail-under=95
 
 lint: $(STAMP)
 	$(BIN)/ruff check
@@ -36,7 +36,7 @@ package: $(STAMP)
 minimum: $(STAMP)
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python build/minimum
 	VIRTUAL_ENV=build/minimum $(UV_INSTALL) --resolution lowest-direct -e '.[dev]'
-	build/minimum/bin/pytest -n 2
+	build/minimum/bin/pytest -n 2 --dist worksteal
 
 ## What the import hook, a training step, and the published weights cost, and how fast
 ## views and patches come next to plain kornia's and TorchGeo's (half an hour in all).

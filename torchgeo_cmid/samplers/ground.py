@@ -103,9 +103,13 @@ class Ground:
         """Divide scenes into parts that the same other scenes show.
 
         Returns:
-            The parts: a scene that shares no ground, or holds no patch, has one.
+            The parts: a scene that shares no ground has one, and a scene of which no
+            patch may be drawn none.
+
+        Raises:
+            ValueError: If no patch of any scene may be drawn.
         """
-        table = [np.zeros((0, 5), dtype=np.int64)]
+        table = []
         for scene in np.flatnonzero(self.drawn):
             number = PARTS if self.overlaps[scene] else 1
             shape = self.scenes[scene].height, self.scenes[scene].width
@@ -122,8 +126,7 @@ class Ground:
             self._shown(places[start : start + ROUND])
             for start in range(0, len(places), ROUND)
         ]
-        none = np.zeros(0, dtype=np.int64)
-        return Parts._make([*places.T, np.concatenate([*shown, none])])
+        return Parts._make([*places.T, np.concatenate(shown)])
 
     def _shown(self, places: Integers) -> Integers:
         """Count the scenes that show the centres of all patches of parts, (m,).

@@ -11,7 +11,7 @@ import importlib
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from .autoload import install
+from . import autoload, moved
 
 if TYPE_CHECKING:
     from .datamodules import OlindaDataModule, RasterFolderDataModule
@@ -53,4 +53,5 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-install()
+moved.install()
+autoload.install()

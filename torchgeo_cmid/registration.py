@@ -147,7 +147,7 @@ def _load_state_dict(
     """Load strictly into the models of ours; TorchGeo fails on a Swin's classifier."""
     from torchgeo.tasks.utils import _get_input_layer_name_and_module
 
-    from .models.weights import load_strictly
+    from .models.loading import load_strictly
 
     if hasattr(model, 'input_normalization'):
         name = model.pretrained_cfg['architecture']  # type: ignore[index]
@@ -165,8 +165,8 @@ def _extract_backbone(
     original: Callable[[str], tuple[str, dict[str, 'Tensor']]], path: str
 ) -> tuple[str, dict[str, 'Tensor']]:
     """Read files that TorchGeo has no layout for: of ours, and the published ones."""
-    from .models.files import read_weights
-    from .models.weights import extract_backbone, is_ours
+    from .models.loading import extract_backbone, is_ours
+    from .models.reading import read_weights
 
     checkpoint = read_weights(path)
     if is_ours(checkpoint):

@@ -34,8 +34,8 @@ from torchgeo_cmid.models import (
     cmid_swin_b,
     convert_official_backbone,
 )
+from torchgeo_cmid.models.loading import load_strictly
 from torchgeo_cmid.models.official import official_backbone_name
-from torchgeo_cmid.models.weights import load_strictly
 
 SWIN = 'swin_base_patch4_window7_224'
 

@@ -48,8 +48,9 @@ from torch.utils.data import DataLoader, Dataset
 from torchgeo.datasets import RasterDataset, stack_samples
 from torchgeo.samplers import RandomPatchSampler
 
-from torchgeo_cmid.datasets import Patch, Scenes, raster
+from torchgeo_cmid.datasets import Patch, Scenes
 from torchgeo_cmid.datasets.batch import stack_patches
+from torchgeo_cmid.rasters import raster
 from torchgeo_cmid.samplers import GriddedScenePatchSampler, RandomScenePatchSampler
 
 #: How the scenes are written: options of GDAL's drivers.

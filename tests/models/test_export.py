@@ -23,7 +23,7 @@ from tests.data.geotiff.data import generate
 from tests.published import make_backbone, make_full_state
 from torchgeo_cmid.datamodules import RasterFolderDataModule
 from torchgeo_cmid.models import export_backbone
-from torchgeo_cmid.models.weights import load_strictly
+from torchgeo_cmid.models.loading import load_strictly
 from torchgeo_cmid.tasks import CMID
 
 

@@ -203,7 +203,7 @@ class TestRegionAndFill:
     def test_next_to_none(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr('torchgeo_cmid.samplers.scenes.TRIES', 2**12)
+        monkeypatch.setattr('torchgeo_cmid.samplers.patches.TRIES', 2**12)
         dataset = Scenes(write_scene(tmp_path / 'a.tif', bands=1, size=512))
         sampler = RandomScenePatchSampler(
             dataset,

@@ -15,10 +15,10 @@ from torchgeo.datasets.utils import Sample
 
 from ..datasets import Patch, PatchPair, Scenes, Sensor, split_by_area
 from ..datasets.batch import stack_patches
-from ..datasets.scene import EQUAL_AREA
+from ..rasters.scene import EQUAL_AREA
 from ..samplers import GriddedScenePatchSampler, RandomScenePatchSampler
 from .loader import ResumableDataLoader
-from .normalization import Normalization
+from .statistics import Normalization
 
 
 class RasterFolderDataModule(BaseDataModule):

@@ -1,13 +1,11 @@
 # Copyright (c) torchgeo-cmid Contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Datasets that TorchGeo lacks."""
+"""Datasets that TorchGeo lacks, and the addresses that they are read by."""
 
+from ..rasters import Patch, PatchPair, Scene, Sensor
 from .olinda import Olinda
-from .patch import Patch, PatchPair
-from .scene import Scene
 from .scenes import Scenes
-from .sensor import Sensor
 from .splits import AreaSplit, split_by_area
 
 __all__ = (

@@ -19,14 +19,14 @@ from torch import Tensor
 from torchgeo.datasets import GeoDataset
 from torchgeo.datasets.utils import Path, Sample
 
+from ..rasters.cache import BlockCache
+from ..rasters.catalog import Catalog
+from ..rasters.patch import Patch, PatchPair, pixel_frame, resize_patch
+from ..rasters.raster import close_rasters
+from ..rasters.region import Region, read_region
+from ..rasters.scene import LONLAT
+from ..rasters.sensor import Sensor
 from .batch import empty_images
-from .cache import BlockCache
-from .catalog import Catalog
-from .patch import Patch, PatchPair, pixel_frame, resize_patch
-from .raster import close_rasters
-from .region import Region, read_region
-from .scene import LONLAT
-from .sensor import Sensor
 
 
 class Scenes(GeoDataset):

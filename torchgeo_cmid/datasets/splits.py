@@ -24,7 +24,7 @@ import shapely
 from geopandas import GeoSeries
 from numpy.typing import NDArray
 
-from .scene import EQUAL_AREA, Scene, transformer
+from ..rasters.scene import EQUAL_AREA, Scene, transformer
 from .scenes import Scenes
 
 #: Footprints closer than this (degrees, about 100 m) count as touching: more than

@@ -11,10 +11,10 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from .files import read_weights
+from .loading import Network, extract_backbone, is_ours
 from .official import OFFICIAL_BACKBONES
 from .published import MEAN, STD
-from .weights import Network, extract_backbone, is_ours
+from .reading import read_weights
 
 _TIMM_NAMES = {
     'conv1.weight': OFFICIAL_BACKBONES['conv1.weight'],

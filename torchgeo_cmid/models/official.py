@@ -12,7 +12,7 @@ import timm
 import torch
 from torch import Tensor
 
-from .files import read_weights
+from .reading import read_weights
 
 StateDict = dict[str, Tensor]
 
@@ -238,7 +238,7 @@ def load_official_state(
 
     Args:
         path: The file.
-        weights_only: See :func:`~torchgeo_cmid.models.files.read_weights`.
+        weights_only: See :func:`~torchgeo_cmid.models.reading.read_weights`.
 
     Returns:
         The tensors under the key ``model``.

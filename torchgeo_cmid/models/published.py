@@ -14,8 +14,8 @@ import torchvision.transforms.v2 as T
 from torch import nn
 from torchvision.models._api import Weights, WeightsEnum
 
+from .loading import read_backbone
 from .official import OFFICIAL_BACKBONES, StateDict, convert_official_backbone
-from .weights import read_backbone
 
 #: Statistics of red, green and blue, of values in 0..1, by which images are normalised.
 MEAN = (0.33797, 0.3605, 0.3348)

@@ -18,9 +18,9 @@ from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
 from torch import Tensor, nn
 from torchvision.models._api import WeightsEnum
 
+from .loading import get_state_dict, load_strictly
 from .normalization import InputNormalization
 from .published import MEAN, STD
-from .weights import get_state_dict, load_strictly
 
 _INPUT = {'input_size': (3, 224, 224), 'mean': MEAN, 'std': STD, 'pool_size': (7, 7)}
 _CONFIGS: dict[str, dict[str, Any]] = {

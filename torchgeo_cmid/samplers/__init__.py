@@ -3,6 +3,6 @@
 
 """Samplers that TorchGeo lacks."""
 
-from .scenes import GriddedScenePatchSampler, RandomScenePatchSampler
+from .patches import GriddedScenePatchSampler, RandomScenePatchSampler
 
 __all__ = ('GriddedScenePatchSampler', 'RandomScenePatchSampler')

@@ -11,8 +11,8 @@ import shapely
 from numpy.typing import NDArray
 
 from ..datasets import Scenes
-from ..datasets.scene import LONLAT, transformer
 from ..datasets.splits import candidates
+from ..rasters.scene import LONLAT, transformer
 
 Integers = NDArray[np.int64]
 Floats = NDArray[np.float64]

@@ -20,15 +20,15 @@ from ..losses import (
     SpatialLoss,
 )
 from ..metrics import entropy_share
-from ..models import Student, Teacher
+from ..models.loading import load_backbone, read_full_state
 from ..models.official import (
     convert_official_checkpoint,
     load_official_state,
     unwrap_state,
 )
-from ..models.weights import load_backbone, read_full_state
+from ..networks import Student, Teacher
 from ..transforms import expand_mask, fill_with_valid_mean, limit_values, take_matches
-from .distillation import DistillationTask
+from .pretraining import DistillationTask
 
 Pair = tuple[Tensor, Tensor]
 

@@ -15,8 +15,8 @@ from torchvision.models.detection.rpn import AnchorGenerator
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
+from ..models.loading import get_state_dict
 from ..models.transfer import ENCODERS
-from ..models.weights import get_state_dict
 
 # From the last stage to the first, as `trainable_layers` counts them
 _STAGES = {

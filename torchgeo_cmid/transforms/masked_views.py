@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchgeo.datasets.utils import Sample
 from torchgeo.tasks import BaseTask
 
-from ..models import Student
+from ..networks import Student
 from ..transforms import (
     cell_grid,
     default_views,

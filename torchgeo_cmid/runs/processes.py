@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..distributed import world_size
 from ..losses import QueueInfoNCE
-from ..models.norms import synchronise_batch_norms
+from .norms import synchronise_batch_norms
 
 
 def prepare_strategy(model: nn.Module, strategy: Strategy) -> None:

@@ -22,7 +22,7 @@ from torch import Tensor
 from torchgeo.main import main
 
 from tests.data.geotiff.data import generate
-from tests.tasks.interrupted_run import STEPS, quiet_trainer, run
+from tests.runs.interrupted_run import STEPS, quiet_trainer, run
 from torchgeo_cmid.tasks import CMID
 
 
@@ -94,7 +94,7 @@ class TestResume:
 def start(scenes: Path, folder: Path, step: int) -> 'subprocess.Popen[str]':
     """Start a run, and wait until it has saved a step."""
     process = subprocess.Popen(
-        [sys.executable, '-m', 'tests.tasks.interrupted_run', scenes, folder],
+        [sys.executable, '-m', 'tests.runs.interrupted_run', scenes, folder],
         stderr=subprocess.PIPE,
         text=True,
     )

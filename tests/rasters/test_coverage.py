@@ -41,8 +41,8 @@ class TestMinValid:
     def test_never_less_where_cells_are_coarse(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr('torchgeo_cmid.datasets.coverage.MAX_CELLS', 16)
-        monkeypatch.setattr('torchgeo_cmid.datasets.coverage.CHUNK', 600)
+        monkeypatch.setattr('torchgeo_cmid.rasters.coverage.MAX_CELLS', 16)
+        monkeypatch.setattr('torchgeo_cmid.rasters.coverage.CHUNK', 600)
         path = write_scene(tmp_path / 'a.tif', size=(70, 61), fill=0.3, nodata=0)
         dataset = Scenes(path, min_valid=1.0)
         assert dataset.scenes[0].coverage is not None

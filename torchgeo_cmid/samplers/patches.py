@@ -12,8 +12,8 @@ from torch.utils.data import DistributedSampler, Sampler
 
 from ..datasets import Patch, PatchPair, Scenes
 from ..datasets.splits import candidates
-from .dates import find_other_dates
 from .ground import Allowed, Ground, Integers
+from .pairs import find_other_dates
 
 #: Patches drawn at a time, at most.
 ROUND = 2**14
@@ -92,7 +92,7 @@ class RandomScenePatchSampler(DistributedSampler[Patch | PatchPair]):
                 multiple of *num_replicas*).
             allowed: Tells which patches may be drawn (defaults to all).
             dates: 1, or 2 for pairs of a patch and one of the same ground at another
-                time: see :class:`~torchgeo_cmid.samplers.dates.OtherDates`.
+                time: see :class:`~torchgeo_cmid.samplers.pairs.OtherDates`.
             seed: Seed, the same in every process.
             num_replicas: Number of processes.
             rank: Number of this process.
@@ -222,7 +222,7 @@ class GriddedScenePatchSampler(Sampler[Patch | PatchPair]):
             allowed: Tells which patches to yield (defaults to all).
             dates: 1, or 2 for pairs of a patch and one of the same ground at another
                 time, always the same: see
-                :class:`~torchgeo_cmid.samplers.dates.OtherDates`.
+                :class:`~torchgeo_cmid.samplers.pairs.OtherDates`.
 
         Raises:
             ValueError: If *dates* is 2 and no scenes of different times show the same

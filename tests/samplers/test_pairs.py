@@ -16,7 +16,7 @@ from tests.data.dates.data import CRS, generate, write_places
 from tests.data.geotiff.data import write_scene
 from torchgeo_cmid.datasets import Patch, PatchPair, Scenes, split_by_area
 from torchgeo_cmid.samplers import GriddedScenePatchSampler, RandomScenePatchSampler
-from torchgeo_cmid.samplers.dates import OtherDates
+from torchgeo_cmid.samplers.pairs import OtherDates
 
 REGEX = r'.*_(?P<date>\d{8})\.tif'
 SIZE = 48

@@ -21,11 +21,11 @@ from torchgeo.datasets.utils import Sample
 from .. import schedules
 from ..distributed import global_means, world_size
 from ..metrics import RankMe
-from .finite import require_finite
-from .interruption import SaveOnSigterm, protect, refuse_old_run
-from .processes import has_fused_activations, prepare_strategy, start_process
-from .randomness import seeded
-from .views import ViewTask
+from ..runs.finite import require_finite
+from ..runs.interruption import SaveOnSigterm, protect, refuse_old_run
+from ..runs.processes import has_fused_activations, prepare_strategy, start_process
+from ..runs.randomness import seeded
+from ..transforms.masked_views import ViewTask
 
 Pair = tuple[Tensor, Tensor]
 

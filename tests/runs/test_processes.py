@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 from tests.data.geotiff.data import write_scene
 from tests.tasks.tiny import TINY
 from torchgeo_cmid.tasks import CMID
-from torchgeo_cmid.tasks.processes import (
+from torchgeo_cmid.runs.processes import (
     has_fused_activations,
     prepare_strategy,
     start_process,

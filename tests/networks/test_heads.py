@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.goldens import assert_relative, load_golden
-from torchgeo_cmid.models.heads import MLP, Decoder, PrototypeHead
+from torchgeo_cmid.networks.heads import MLP, Decoder, PrototypeHead
 
 
 class TestPrototypeHead:

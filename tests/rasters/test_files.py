@@ -50,7 +50,7 @@ class TestRemote:
             opened.append(name)
             raise rasterio.errors.RasterioIOError('no network here')
 
-        monkeypatch.setattr('torchgeo_cmid.datasets.raster.rasterio.open', fail)
+        monkeypatch.setattr('torchgeo_cmid.rasters.raster.rasterio.open', fail)
         with pytest.raises(OSError, match=f'{path}: not a readable raster.*no network'):
             Scenes(path)
         assert opened == [path]

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torchvision.models._api import WeightsEnum
 
 from .bands import adapt_stem
-from .files import read_weights
 from .official import StateDict, convert_official_backbone, unwrap_state
+from .reading import read_weights
 
 Network = Literal['student', 'teacher']
 
@@ -117,7 +117,7 @@ def read_backbone(
             :func:`~torchgeo_cmid.models.export_backbone`, or a plain state dict by
             timm's names.
         network: Which network of a checkpoint or full state.
-        weights_only: See :func:`~torchgeo_cmid.models.files.read_weights`.
+        weights_only: See :func:`~torchgeo_cmid.models.reading.read_weights`.
 
     Returns:
         The tensors by timm's names.

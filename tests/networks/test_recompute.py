@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from torchgeo_cmid.models import recompute
-from torchgeo_cmid.models.recompute import recompute_wide_maps
+from torchgeo_cmid.networks.recompute import recompute_wide_maps
 
 
 def gradients(name: str, autocast: bool, anew: bool) -> list[Tensor]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from torchgeo_cmid.models import SpatialBackbone, Student, Teacher
+from torchgeo_cmid.networks import SpatialBackbone, Student, Teacher
 
 HEADS = {'hidden_dim': 32, 'num_prototypes': 16, 'bottleneck_dim': 8}
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..datasets import Patch, PatchPair
-from ..datasets.dates import UNBOUNDED
+from ..rasters.dates import UNBOUNDED
 from .ground import Floats, Ground, Integers
 
 #: Patches for which another date is looked up at a time.

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from tests.data.geotiff.data import write_scene
-from tests.datasets.cached_scenes import SIZE, assert_same, blocks
+from tests.rasters.cached_scenes import SIZE, assert_same, blocks
 from torchgeo_cmid.datasets import Scenes, cache
-from torchgeo_cmid.datasets.cache import TAG, UNFINISHED, BlockCache
+from torchgeo_cmid.rasters.cache import TAG, UNFINISHED, BlockCache
 
 
 @pytest.fixture(autouse=True)

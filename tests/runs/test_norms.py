@@ -8,7 +8,7 @@ import copy
 import torch
 from torch import nn
 
-from torchgeo_cmid.models.norms import GlobalBatchNorm, synchronise_batch_norms
+from torchgeo_cmid.runs.norms import GlobalBatchNorm, synchronise_batch_norms
 
 
 class TestGlobalBatchNorm:

@@ -17,7 +17,7 @@ import rasterio.shutil
 from safetensors.numpy import load_file
 
 from tests.data.geotiff.data import write_scene
-from tests.datasets.cached_scenes import (
+from tests.rasters.cached_scenes import (
     KINDS,
     PATCH,
     SIZE,
@@ -29,8 +29,9 @@ from tests.datasets.cached_scenes import (
     patches,
     sidecar,
 )
-from torchgeo_cmid.datasets import Patch, Scenes, cache, raster
-from torchgeo_cmid.datasets.source import Source
+from torchgeo_cmid.datasets import Patch, Scenes
+from torchgeo_cmid.rasters import cache, raster
+from torchgeo_cmid.rasters.source import Source
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ from rasterio import Affine
 from tests.data.dates.data import CRS, generate, write_places
 from tests.data.geotiff.data import ORIGIN, write_scene
 from torchgeo_cmid.datasets import Patch, PatchPair, Scenes, Sensor
-from torchgeo_cmid.datasets.patch import pixel_frame, resize_patch
+from torchgeo_cmid.rasters.patch import pixel_frame, resize_patch
 
 REGEX = r'.*_(?P<date>\d{8})\.tif'
 

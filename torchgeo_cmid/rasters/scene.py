@@ -278,7 +278,9 @@ class Scene:
         first = 0
         for source in self.sources:
             last = first + len(source.indexes)
-            valid &= source.read(window, image[first:last], cache)
+            part = image[first:last]
+            decoded = None if cache is None else cache.load(source, window, part)
+            valid &= source.read(window, part, decoded)
             first = last
         if self.scale != 1 or self.offset != 0:
             with np.errstate(over='ignore', invalid='ignore'):  # fill

@@ -4,7 +4,7 @@
 """Bands of one raster file, read in a grid, with where they are no fill."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +15,6 @@ from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
 from .raster import Grid, Stamp, open_raster, refused
-
-if TYPE_CHECKING:
-    from .cache import BlockCache
 
 #: Data types that float32 holds without loss.
 EXACT = {'uint8', 'int8', 'uint16', 'int16', 'float32'}
@@ -59,14 +56,14 @@ class Source:
         self,
         window: Window,
         image: NDArray[np.float32] | None = None,
-        cache: 'BlockCache | None' = None,
+        decoded: Pixels | None = None,
     ) -> NDArray[np.bool_]:
         """Read a window.
 
         Args:
             window: The window.
             image: Where to put the pixels (C, H, W).
-            cache: Where decoded blocks are kept.
+            decoded: The window as a cache holds it (defaults to decoding it).
 
         Returns:
             Where no band is fill (H, W).
@@ -75,8 +72,7 @@ class Source:
             OSError: If the file cannot be read there.
             ValueError: If valid pixels are NaN or infinite.
         """
-        pixels = None if cache is None else cache.load(self, window, image)
-        data, valid, floating = pixels or self.load(window, image)
+        data, valid, floating = decoded or self.load(window, image)
         if self.nodata is not None:
             fill = np.isnan(data) if np.isnan(self.nodata) else data == self.nodata
             valid &= ~fill.any(axis=0)
@@ -100,7 +96,7 @@ class Source:
         window: Window,
         image: NDArray[np.float32] | None = None,
         stamp: Stamp | None = None,
-    ) -> 'Pixels':
+    ) -> Pixels:
         """Decode a window: what the file says, before it is checked.
 
         Args:

@@ -20,6 +20,7 @@ from tests.data.geotiff.data import write_scene
 from tests.data.ssl4eo_s12.data import generate as generate_ssl4eo_s12
 from torchgeo_cmid import CMID
 from torchgeo_cmid.tasks.cmid import cmid
+from torchgeo_cmid.transforms import Views
 
 CONF = Path(__file__).parents[1] / 'conf'
 GOLDEN_CURVE = CONF.parent / 'goldens' / 'loss_curve.json'
@@ -224,13 +225,13 @@ class TestStockDataModules:
         generate_ssl4eo_s12(tmp_path / 'ssl4eo')
         monkeypatch.setattr(SSL4EOS12, '__len__', lambda self: 4)
         seen: list[tuple[torch.Tensor, torch.Tensor]] = []
-        draw_views = CMID.draw_views
+        draw = Views.forward
 
-        def spy(task: CMID, images: Any, *rest: Any) -> Any:
+        def spy(views: Views, images: Any, valid: Any = None) -> Any:
             seen.append(images)
-            return draw_views(task, images, *rest)
+            return draw(views, images, valid)
 
-        monkeypatch.setattr(CMID, 'draw_views', spy)
+        monkeypatch.setattr(Views, 'forward', spy)
         self.fit(
             'SSL4EOS12DataModule',
             tmp_path / 'ssl4eo',
@@ -244,7 +245,9 @@ class TestStockDataModules:
 
     def test_wrong_bands(self, tmp_path: Path) -> None:
         generate_eurosat100(tmp_path / 'eurosat')
-        with pytest.raises(ValueError, match='the batch has 13 bands: in_channels=3'):
+        with pytest.raises(
+            ValueError, match='DataModule gives 13 bands: in_channels=3'
+        ):
             self.fit(
                 'EuroSAT100DataModule',
                 tmp_path / 'eurosat',
@@ -254,7 +257,7 @@ class TestStockDataModules:
     def test_custom_augmentations(self) -> None:
         task = cmid(model='resnet18', size=64, queue_size=16, augmentations=Identity())
         patches = torch.rand(2, 3, 64, 64)
-        views, _, grids = task.draw_views((patches, patches))
+        views, _, grids, _ = task.views({'image': patches})
         assert torch.equal(views[0], patches)
         assert grids[0][0, 0, 0].tolist() == [15.5, 15.5]
 

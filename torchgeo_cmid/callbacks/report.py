@@ -13,7 +13,6 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..datasets import Patch, Scenes
-from ..tasks import CMID
 from ..transforms import expand_mask, fill_with_spectral_mean, random_cell_mask
 
 LOSSES = ('loss', 'reconstruction', 'global', 'local')
@@ -90,7 +89,6 @@ class PretrainingReport(Callback):
         """
         if not trainer.is_global_zero or self.patches is None:
             return
-        assert isinstance(pl_module, CMID)
         folder = Path(trainer.log_dir or trainer.default_root_dir)
         curve, picture = folder / 'loss_curve.png', folder / 'picture.png'
         draw_curves(self.curves).savefig(curve, dpi=120)
@@ -102,7 +100,7 @@ class PretrainingReport(Callback):
         print(f'checkpoint: {checkpoint}\nloss curve: {curve}\npicture:    {picture}')
 
     @torch.no_grad()
-    def _draw_picture(self, task: CMID, scene: Tensor | None) -> Figure:
+    def _draw_picture(self, task: Any, scene: Tensor | None) -> Figure:
         """Draw patches with their reconstructions, and the scene with its features."""
         assert self.patches is not None
         training = task.training
@@ -111,7 +109,7 @@ class PretrainingReport(Callback):
         patches = self.patches[:, :channels].to(task.device)
         patches = F.interpolate(patches, (size, size), mode='bilinear')
         mask = random_cell_mask(
-            len(patches), task.cells, task.hparams['mask_ratio'], task.device
+            len(patches), task.views.cells, task.hparams['mask_ratio'], task.device
         )
         pixels = expand_mask(mask, size)
         columns = {'image': patches, 'masked': fill_with_spectral_mean(patches, pixels)}
@@ -176,7 +174,7 @@ def draw_curves(curves: dict[str, list[float]]) -> Figure:
 
 
 @torch.no_grad()
-def principal_components(task: CMID, scene: Tensor, shifts: int = 16) -> Tensor:
+def principal_components(task: Any, scene: Tensor, shifts: int = 16) -> Tensor:
     """Map a scene's features to three colours.
 
     The backbone sees windows of its own size, shifted by less than a cell, so that the
@@ -211,7 +209,7 @@ def principal_components(task: CMID, scene: Tensor, shifts: int = 16) -> Tensor:
     return colours
 
 
-def _read_scene(datamodule: Any, task: CMID, largest: int = 384) -> Tensor | None:
+def _read_scene(datamodule: Any, task: Any, largest: int = 384) -> Tensor | None:
     """Read the upper left square of the first scene, normalised, (C, n, n)."""
     dataset = getattr(datamodule, 'dataset', None)
     size: int = task.hparams['size']

@@ -43,6 +43,26 @@ def _create_timm_model(
     return model
 
 
+def feature_map(backbone: nn.Module, x: Tensor) -> Tensor:
+    """Compute the last features of a timm model of any family as a map.
+
+    Args:
+        backbone: The timm model.
+        x: Images, (B, C, S, S).
+
+    Returns:
+        Map of features, (B, D, h, w): of a transformer its patch tokens.
+    """
+    features: Tensor = backbone.forward_features(x)  # type: ignore[operator]
+    if features.ndim == 3:  # (B, prefix + h w, D)
+        tokens = features[:, getattr(backbone, 'num_prefix_tokens', 0) :]
+        side = math.isqrt(tokens.shape[1])
+        return tokens.mT.reshape(len(tokens), -1, side, side)
+    if getattr(backbone, 'output_fmt', 'NCHW') == 'NHWC':
+        return features.permute(0, 3, 1, 2)
+    return features
+
+
 class SpatialBackbone(nn.Module):
     """A timm model whose last features are a map, (B, D, h, w).
 
@@ -105,18 +125,7 @@ class SpatialBackbone(nn.Module):
         Returns:
             Map of features, (B, D, h, w).
         """
-        features: Tensor = self.backbone.forward_features(x)  # type: ignore[operator]
-        return self._as_map(features)
-
-    def _as_map(self, features: Tensor) -> Tensor:
-        """Bring the last features of any timm family to (B, D, h, w)."""
-        if features.ndim == 3:  # (B, prefix + h w, D)
-            tokens = features[:, getattr(self.backbone, 'num_prefix_tokens', 0) :]
-            side = math.isqrt(tokens.shape[1])
-            return tokens.mT.reshape(len(tokens), -1, side, side)
-        if getattr(self.backbone, 'output_fmt', 'NCHW') == 'NHWC':
-            return features.permute(0, 3, 1, 2)
-        return features
+        return feature_map(self.backbone, x)
 
     def _measure(self, model: str, in_channels: int, size: int) -> None:
         """Find the shapes, and freeze what the map does not depend on.

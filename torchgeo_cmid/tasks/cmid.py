@@ -5,13 +5,24 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
+import lightning.pytorch.utilities.types
 import torch
 import torch.nn.functional as F
+from lightning.pytorch import Callback
+from lightning.pytorch.utilities import rank_zero_info
+from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torchgeo.datasets.utils import Sample
+from torchgeo.tasks import BaseTask
 from torchvision.models._api import WeightsEnum
 
+from ..callbacks import PixelContract
+from ..datamodules.applied import UnknownPixelsError
+from ..distributed import GlobalCounts, global_means, world_size
 from ..losses import (
     BYOLLoss,
     FrequencyLoss,
@@ -19,21 +30,40 @@ from ..losses import (
     QueueInfoNCE,
     SpatialLoss,
 )
-from ..metrics import entropy_share
-from ..models.loading import load_backbone, read_full_state
+from ..metrics import RankMe, entropy_share
+from ..models.loading import load_strictly, read_start
+from ..models.normalization import (
+    PUBLISHED,
+    InputNormalization,
+    Pixels,
+    attach,
+    find_normalizations,
+    find_pixels,
+)
 from ..models.official import (
     convert_official_checkpoint,
     load_official_state,
     unwrap_state,
 )
 from ..networks import Student, Teacher
-from ..transforms import expand_mask, fill_with_valid_mean, limit_values, take_matches
-from .pretraining import DistillationTask
+from ..runs.finite import require_finite
+from ..runs.interruption import SaveOnSigterm, protect, refuse_old_run
+from ..runs.processes import has_fused_activations, prepare_strategy, start_process
+from ..runs.randomness import seeded
+from ..transforms import (
+    Matches,
+    TwoMaskedViews,
+    expand_mask,
+    fill_with_valid_mean,
+    find_matches,
+    take_matches,
+)
+from .pretraining import PretrainingSchedules
 
 Pair = tuple[Tensor, Tensor]
 
 
-class CMID(DistillationTask):
+class CMID(BaseTask):
     """CMID: Contrastive Mask Image Distillation.
 
     Self-supervised pre-training of one backbone for global and for local tasks: a
@@ -52,6 +82,9 @@ class CMID(DistillationTask):
     """
 
     ignore = ('weights', 'augmentations')
+    monitor = 'train_loss'
+
+    seed = 0
 
     def __init__(
         self,
@@ -88,6 +121,7 @@ class CMID(DistillationTask):
         warmup_epochs: int = 10,
         min_lr: float = 1e-6,
         augmentations: nn.Module | None = None,
+        recompute: bool = True,
     ) -> None:
         """Initialize a new CMID instance.
 
@@ -134,11 +168,11 @@ class CMID(DistillationTask):
                 dimension.
             warmup_epochs: Epochs of the learning rate's warm-up.
             min_lr: Learning rate at the end.
-            augmentations: Module that draws the views in place of the default one. It
-                is given two batches of patches, (B, C, H, W) each, and returns two
-                pairs: the views, (B, C, size, size) each, and the matrices that map
-                pixels (x, y, 1) of the patch to pixels of the view, (B, 3, 3) each;
-                see :class:`~torchgeo_cmid.transforms.Views`.
+            augmentations: Module that draws the views in place of the default one: see
+                :class:`~torchgeo_cmid.transforms.TwoMaskedViews`.
+            recompute: Compute wide maps anew in the backward pass, which takes less
+                memory and gives the same gradients: see
+                :mod:`torchgeo_cmid.networks.recompute`.
 
         Raises:
             ValueError: If the model is unknown or gives no map of features, if *size*
@@ -164,40 +198,53 @@ class CMID(DistillationTask):
             raise ValueError(
                 'global_branch, local_branch and reconstruction_branch are all off'
             )
-        full_state = read_full_state(weights)
-        self.weights = None if full_state else weights
+        self.weights = weights
+        self.pixels: Pixels | None = None
+        self._start, full_state = None, None
+        if weights and weights is not True:
+            self._start, full_state = read_start(weights)
         super().__init__()
-        if full_state:
+        # images pass it on their way to the views; where the pixels that a backbone was
+        # trained on are known, a hook brings them to these
+        self.inputs = nn.Identity()
+        if full_state is not None:
             self.load_official_checkpoint(full_state)
-        self.augmentations = augmentations
-        self.cells = size // mask_patch_size
+        elif self._start is not None and self._start.pixels is not None:
+            self._expect(self._start.pixels)
+        self._start = None
+        self.views = TwoMaskedViews(
+            augmentations,
+            in_channels=in_channels,
+            size=size,
+            map_size=self.student.map_size,
+            mask_patch_size=mask_patch_size,
+            mask_ratio=mask_ratio,
+        )
+        self.schedules = PretrainingSchedules(self.hparams, lr or 0.0)
 
     def configure_models(self) -> None:
         """Initialize student and teacher."""
-        heads = {
-            name: self.hparams[name]
-            for name in (
-                'model',
-                'in_channels',
-                'size',
-                'global_branch',
-                'local_branch',
-                'projection_dim',
-                'hidden_dim',
-                'num_prototypes',
-                'bottleneck_dim',
-                'local_head_norm',
-            )
-        }
+        arguments = (
+            'model',
+            'in_channels',
+            'size',
+            'global_branch',
+            'local_branch',
+            'reconstruction_branch',
+            'projection_dim',
+            'hidden_dim',
+            'num_prototypes',
+            'bottleneck_dim',
+            'local_head_norm',
+            'recompute',
+        )
         self.student = Student(
             pretrained=self.weights is True,
-            reconstruction_branch=self.hparams['reconstruction_branch'],
-            **heads,
+            **{name: self.hparams[name] for name in arguments},
         )
-        if self.weights and self.weights is not True:
-            load_backbone(self.student.backbone, self.weights)
-        self.teacher = Teacher(**heads)
-        self.teacher.follow(self.student)
+        if self._start is not None:
+            load_strictly(self.student.backbone, self._start, str(self.weights))
+        self.teacher = Teacher(self.student)
 
     def configure_losses(self) -> None:
         """Initialize the losses of the three branches."""
@@ -215,6 +262,10 @@ class CMID(DistillationTask):
             self.hparams['student_temperature'],
             self.hparams['center_momentum'],
         )
+
+    def configure_metrics(self) -> None:
+        """Initialize the effective rank of the embedding."""
+        self.rank_me = RankMe()
 
     # The method, in the order of its description: three losses, teacher
 
@@ -234,7 +285,8 @@ class CMID(DistillationTask):
             masks: The masks of their cells, (B, S/32, S/32) bool each, True = masked.
             grids: The centres of their cells as (y, x) in pixels of the patch,
                 (B, h, w, 2) each.
-            valid: Their valid pixels, (B, 1, S, S) bool each. None: all are.
+            valid: Their valid pixels, (B, 1, S, S) bool each; others may hold anything.
+                None: all are.
             teacher_temperature: Temperature T of the teacher's assignments.
 
         Returns:
@@ -244,23 +296,31 @@ class CMID(DistillationTask):
             ``mean_assignment_entropy``, the entropy of the teacher's assignments per
             cell and of their mean, as a share of ln K.
         """
-        if valid is not None:  # the spectral mean is then that of the valid pixels, too
+        size = views[0].shape[-1]
+        pixels = [expand_mask(mask, size).to(views[0]) for mask in masks]  # M
+        if valid is not None:  # fill pixels leave M and the spectral mean
             views = (
                 fill_with_valid_mean(views[0], valid[0]),
                 fill_with_valid_mean(views[1], valid[1]),
             )
-        views = limit_values(views[0]), limit_values(views[1])
+            pixels = [m * known for m, known in zip(pixels, valid, strict=True)]
+        matches = self._match(grids, valid)
+        counts = GlobalCounts(
+            {'patches': torch.tensor(len(views[0]), device=views[0].device)}
+            | {f'masked {i}': m.sum() for i, m in enumerate(pixels)}
+            | {f'pairs {i}': match.number for i, match in enumerate(matches)}
+        )
         with torch.no_grad():
             targets = self.teacher(views[0]), self.teacher(views[1])
         maps = self.student(views[0], masks[0]), self.student(views[1], masks[1])
 
         losses: dict[str, Tensor] = {}
         if self.hparams['reconstruction_branch']:
-            losses |= self._reconstruct(maps, views, masks, valid)
+            losses |= self._reconstruct(maps, views, pixels, valid, counts)
         if self.hparams['global_branch']:
-            losses['global'] = self._contrast(maps, targets)
+            losses['global'] = self._contrast(maps, targets, counts)
         if self.hparams['local_branch']:
-            losses |= self._distill(maps, targets, grids, valid, teacher_temperature)
+            losses |= self._distill(maps, targets, matches, counts, teacher_temperature)
 
         branches = ('reconstruction', 'global', 'local')
         weights = zip(branches, self.hparams['loss_weights'], strict=True)
@@ -269,19 +329,32 @@ class CMID(DistillationTask):
         ).sum()
         return losses
 
+    def _match(self, grids: Pair, valid: Pair | None) -> list[Matches]:
+        """Pair the cells 1 -> 2 and 2 -> 1, as far as the local branch is on."""
+        number: int = self.hparams['num_matches']
+        if not self.hparams['local_branch']:
+            return []
+        return [
+            find_matches(grids, number, valid),
+            find_matches(grids[::-1], number, None if valid is None else valid[::-1]),
+        ]
+
     def _reconstruct(
-        self, maps: Pair, views: Pair, masks: Pair, valid: Pair | None
+        self,
+        maps: Pair,
+        views: Pair,
+        pixels: list[Tensor],
+        valid: Pair | None,
+        counts: GlobalCounts,
     ) -> dict[str, Tensor]:
         """L_rec: spatial + 1.0 * frequency, averaged over the views."""
         spatial, frequency = [], []
-        for i, (features, view) in enumerate(zip(maps, views, strict=True)):
-            prediction = self.student.decoder(features)  # r, (B, C, S, S)
-            pixels = expand_mask(masks[i], view.shape[-1]).to(view)  # M, (B, 1, S, S)
-            if valid is not None:  # fill pixels leave M, and r' is x there
-                pixels = pixels * valid[i]
-                prediction = prediction.where(valid[i], view)
-            spatial.append(self.spatial_loss(prediction, view, pixels))
-            frequency.append(self.frequency_loss(prediction, view, pixels))
+        for i, (features, x, mask) in enumerate(zip(maps, views, pixels, strict=True)):
+            r = self.student.decoder(features)  # (B, C, S, S)
+            if valid is not None:  # r' is x where there is fill
+                r = r.where(valid[i], x)
+            spatial.append(self.spatial_loss(r, x, mask, counts.share(f'masked {i}')))
+            frequency.append(self.frequency_loss(r, x, mask, counts.share('patches')))
         parts = {
             'spatial': torch.stack(spatial).mean(),
             'frequency': torch.stack(frequency).mean(),
@@ -292,7 +365,7 @@ class CMID(DistillationTask):
             **parts,
         }
 
-    def _contrast(self, maps: Pair, targets: Pair) -> Tensor:
+    def _contrast(self, maps: Pair, targets: Pair, counts: GlobalCounts) -> Tensor:
         """L_glob: 1/2 [NCE(q1, k2) + NCE(q2, k1)]; then k2 and k1 enter the queue."""
         queries, keys = [], []
         for features, target in zip(maps, targets, strict=True):
@@ -301,39 +374,38 @@ class CMID(DistillationTask):
             with torch.no_grad():
                 key = self.teacher.projector(target.mean(dim=(2, 3)))
                 keys.append(F.normalize(key, dim=1))
+        share = counts.share('patches')
         loss: Tensor = 0.5 * (
-            self.contrastive(queries[0], keys[1])
-            + self.contrastive(queries[1], keys[0])
+            self.contrastive(queries[0], keys[1], share)
+            + self.contrastive(queries[1], keys[0], share)
         )
         if self.training and isinstance(self.contrastive, QueueInfoNCE):
-            self.contrastive.enqueue(keys[1], keys[0])
+            self.contrastive.enqueue(keys[1], keys[0], sizes=counts.of_each('patches'))
         return loss
 
     def _distill(
         self,
         maps: Pair,
         targets: Pair,
-        grids: Pair,
-        valid: Pair | None,
+        matches: list[Matches],
+        counts: GlobalCounts,
         teacher_temperature: float,
     ) -> dict[str, Tensor]:
         """L_loc: 1/2 [H(1 -> 2) + H(2 -> 1)], each with its own matching and centre."""
         losses, assignments = [], []
         for own, other in ((0, 1), (1, 0)):
-            cells, target_cells, weight = take_matches(
-                (maps[own], targets[other]),
-                (grids[own], grids[other]),
-                self.hparams['num_matches'],
-                None if valid is None else (valid[own], valid[other]),
+            share = counts.share(f'pairs {own}')
+            cells, target_cells = take_matches(
+                (maps[own], targets[other]), matches[own]
             )  # (N, D) each
-            logits = self.student.prototype_head(cells)
+            logits = self.student.prototype_head(cells)  # z_s
             with torch.no_grad():
                 target = self.teacher.prototype_head(target_cells)  # z_t
                 assignment = self.distillation.assign(target, teacher_temperature)
-            losses.append(self.distillation(logits, assignment, weight))
+            losses.append(self.distillation(logits, assignment, share))
             assignments.append(assignment)
             if self.training:
-                self.distillation.update_center(target, weight)
+                self.distillation.update_center(target, share)
         probabilities = torch.cat(assignments)  # (2 B n, prototypes)
         return {
             'local': torch.stack(losses).mean(),
@@ -386,11 +458,265 @@ class CMID(DistillationTask):
             state = unwrap_state(checkpoint, 'the given checkpoint')
         else:
             state = load_official_state(checkpoint, weights_only)
+        self._expect(PUBLISHED)
         parts = ('student.', 'teacher.', 'contrastive.', 'distillation.')
         reference = {k: v for k, v in self.state_dict().items() if k.startswith(parts)}
         self.load_state_dict(
             convert_official_checkpoint(state, reference), strict=False
         )
+
+    # The run: one step, the teacher after it, validation on fixed views
+
+    def training_step(
+        self, batch: Sample, batch_idx: int, dataloader_idx: int = 0
+    ) -> Tensor:
+        """Compute the training loss and additional metrics.
+
+        Args:
+            batch: The output of your DataLoader.
+            batch_idx: Integer displaying index of this batch.
+            dataloader_idx: Index of the current dataloader.
+
+        Returns:
+            The loss tensor.
+
+        Raises:
+            ValueError: If the bands are not *in_channels*, or twice as many, if the
+                global batch is a single patch, or if the loss is not finite.
+        """
+        batch_size = len(batch['image'])
+        if batch_size * world_size() == 1:
+            raise ValueError(
+                'a global batch of one patch can not be trained on: raise batch_size, '
+                'or drop the last batch of an epoch'
+            )
+        temperature = self.current_teacher_temperature
+        numbers = self.seed, self.current_epoch, batch_idx, self.global_rank
+        batch['image'] = self.inputs(batch['image'])
+        with seeded(self.device, *numbers):
+            drawn = self.views(batch, self._dtype_of_views)
+        losses = self.compute_losses(*drawn, teacher_temperature=temperature)
+        means = global_means(losses)
+        require_finite(self.trainer, losses, means['loss'], batch)
+        self.log_dict(
+            {f'train_{name}': value for name, value in means.items()}
+            | {
+                'teacher_temperature': temperature,
+                'momentum': self.current_momentum,
+                'lr': self.optimizers().param_groups[0]['lr'],  # type: ignore[union-attr]
+            },
+            batch_size=batch_size,
+        )
+        return losses['loss']
+
+    @property
+    def _dtype_of_views(self) -> torch.dtype:
+        """That of the parameters, single precision at least."""
+        return torch.promote_types(self.student.mask_token.dtype, torch.float32)
+
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None
+    ) -> None:
+        """Update the student, and the teacher after it.
+
+        Args:
+            epoch: Current epoch.
+            batch_idx: Index of the current batch.
+            optimizer: The optimizer.
+            optimizer_closure: Computes the gradients.
+        """
+        momentum = self.current_momentum  # before the step is counted
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        self.update_teacher(momentum)
+        # Lightning would keep the gradients through the next forward pass
+        optimizer.zero_grad()
+
+    def validation_step(
+        self, batch: Sample, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Compute the losses on views and masks that are the same in each epoch.
+
+        Args:
+            batch: The output of your DataLoader.
+            batch_idx: Integer displaying index of this batch.
+            dataloader_idx: Index of the current dataloader.
+        """
+        batch['image'] = self.inputs(batch['image'])
+        with seeded(self.device, batch_idx):
+            drawn = self.views(batch, self._dtype_of_views)
+        losses = self.compute_losses(
+            *drawn, teacher_temperature=self.current_teacher_temperature
+        )
+        self.rank_me.update(self(drawn.views[0]))
+        self.log_dict(
+            {f'val_{name}': value for name, value in losses.items()},
+            batch_size=len(batch['image']),
+            sync_dist=True,
+        )
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the effective rank of the embedding."""
+        self.log('val_rank_me', self.rank_me.compute())
+        self.rank_me.reset()
+
+    def test_step(self, batch: Sample, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """No-op, does nothing."""
+
+    def predict_step(
+        self, batch: Sample, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """No-op, does nothing."""
+
+    # The optimizer, and the schedules that follow from the length of the run
+
+    def configure_optimizers(
+        self,
+    ) -> 'lightning.pytorch.utilities.types.OptimizerLRScheduler':
+        """Initialize the optimizer and the learning rate of each step.
+
+        Returns:
+            Optimizer and learning rate scheduler.
+
+        Raises:
+            ValueError: If the run has no end, or trains on one patch at a time.
+        """
+        self.schedules = PretrainingSchedules.of_run(self.trainer, self.hparams)
+        optimizer = create_optimizer_v2(
+            self.student,
+            self.hparams['optimizer'],
+            lr=self.schedules.lr,
+            weight_decay=self.hparams['weight_decay'],
+        )
+
+        def factor(step: int) -> float:
+            return self.schedules.learning_rate(step) / self.schedules.lr
+
+        scheduler = LambdaLR(optimizer, factor)
+        return {
+            'optimizer': optimizer,
+            'lr_scheduler': {'scheduler': scheduler, 'interval': 'step'},
+        }
+
+    @property
+    def current_momentum(self) -> float:
+        """Momentum m(n) of the teacher's next update."""
+        return self.schedules.momentum(self.trainer.global_step)
+
+    @property
+    def current_teacher_temperature(self) -> float:
+        """Temperature T(e) of the teacher's assignments in this epoch."""
+        return self.schedules.teacher_temperature(self.current_epoch)
+
+    # What keeps the run safe
+
+    def prepare_data(self) -> None:
+        """Refuse to overwrite an earlier run, before anything is written."""
+        if self.trainer.training:
+            refuse_old_run(self.trainer)
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Watch the run, and save a checkpoint when a scheduler asks it to end.
+
+        Returns:
+            The callbacks that do.
+        """
+        inherited: Any = super().configure_callbacks()
+        return [*inherited, SaveOnSigterm()]
+
+    def setup(self, stage: str) -> None:
+        """Compare the bands of the data module with those of the model.
+
+        Args:
+            stage: Either 'fit', 'validate', 'test', or 'predict'.
+
+        Raises:
+            ValueError: If they differ, or if the strategy shards parameters.
+        """
+        self._settled = False
+        prepare_strategy(self, self.trainer.strategy)
+        self._fused_activations = has_fused_activations(self.student)
+        protect(self.trainer)
+        # the same in all processes; a checkpoint brings its own
+        self.seed = self.trainer.strategy.broadcast(torch.initial_seed())
+        datamodule = getattr(self.trainer, 'datamodule', None)
+        bands = getattr(datamodule, 'in_channels', None)
+        if bands is not None and bands != self.hparams['in_channels']:
+            raise ValueError(
+                f'in_channels={self.hparams["in_channels"]} of the model, but '
+                f'{type(datamodule).__name__} gives {bands} bands: set '
+                f'--model.init_args.in_channels {bands}'
+            )
+
+    def on_fit_start(self) -> None:
+        """Check what Lightning has made of the model, and seed this process."""
+        self._settle_pixels('fit')
+        start_process(self, self._fused_activations, self.trainer.global_rank)
+
+    def on_validation_start(self) -> None:
+        """Find out what the images are, if no training has."""
+        self._settle_pixels('validate')
+
+    def _expect(self, pixels: Pixels) -> None:
+        """Bring images to the pixels that the backbone was trained on."""
+        in_channels = self.hparams['in_channels']
+        attach(self, 'inputs', InputNormalization('cmid', in_channels, pixels))
+
+    def _settle_pixels(self, stage: str) -> None:
+        """Find out which pixels the student sees, and choose the recipe for them, once.
+
+        The callback has decided before what is done to the images.
+        """
+        if self._settled:
+            return
+        self._settled = True
+        contract = next(
+            each
+            for each in self.trainer.callbacks  # type: ignore[attr-defined]
+            if isinstance(each, PixelContract)
+        )
+        hook = find_normalizations(self).get('inputs')
+        try:
+            applied = contract.read(self.trainer, stage)
+            self.pixels = Pixels.of_images(applied, self.hparams['in_channels'])
+        except UnknownPixelsError as error:
+            self.pixels = None
+            rank_zero_info(f'the pixels that are trained on are not known: {error}')
+        if hook is not None and hook.transform.fulfils:
+            seen = None if self.pixels is None else self.pixels.unit
+            unit = hook.pixels.unit or seen
+            self.pixels = replace(hook.pixels, unit=unit)
+        known: dict[str, Any] = {}
+        if self.pixels is not None:
+            mean, std = self.pixels.spread(self.hparams['in_channels'])
+            known = {'mean': mean, 'std': std, 'unit': self.pixels.unit}
+        rank_zero_info(f'views: {self.views.choose_recipe(**known)}')
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put the seed of the views and masks into a checkpoint.
+
+        Args:
+            checkpoint: The checkpoint.
+        """
+        checkpoint['seed'] = self.seed
+        if self.pixels is not None:
+            checkpoint['pixels'] = self.pixels.to_state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with the seed of a checkpoint.
+
+        Args:
+            checkpoint: The checkpoint.
+        """
+        self.seed = checkpoint.get('seed', self.seed)
+        pixels = find_pixels(checkpoint, {})
+        if pixels is not None:
+            self._expect(pixels)
+        if 'pixels' not in checkpoint:
+            found = 'not known' if pixels is None else 'those of the data module'
+            rank_zero_info(
+                "the checkpoint, of before version 0.2, lacks 'pixels': mean and std "
+                f'are {found}, the unit is not known'
+            )
 
 
 class cmid(CMID):

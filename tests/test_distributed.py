@@ -18,6 +18,7 @@ from torchgeo_cmid.distributed import (
     world_size,
 )
 from torchgeo_cmid.losses import FrequencyLoss, PrototypeDistillation, QueueInfoNCE
+from torchgeo_cmid.metrics import RankMe
 
 SIZE = 2
 
@@ -39,12 +40,15 @@ def compute(x: Tensor, y: Tensor) -> dict[str, Tensor]:
     contrastive.enqueue(x.mean((2, 3)).float(), y.mean((2, 3)).float())
     distillation = PrototypeDistillation(3)
     distillation.update_center(x.mean((2, 3)))
+    rank_me = RankMe()
+    rank_me.update(x.mean((2, 3)))
     return {
         'loss': loss.detach(),
         'grad': global_mean(weight.grad),  # as DistributedDataParallel does
         'queue': contrastive.queue,
         'center': distillation.center,
         'gathered': gather_batch(x),
+        'rank': rank_me.compute(),
     }
 
 
@@ -53,6 +57,11 @@ def check_uneven(rank: int) -> None:
     rows = torch.arange(6.0).view(3, 2)
     gathered = gather_batch(rows[: 3 - 2 * rank])
     assert torch.equal(gathered, torch.cat([rows, rows[:1]]))
+    rank_me = RankMe()
+    rank_me.update(rows[: 3 - 2 * rank])
+    whole = torch.linalg.svdvals(gathered)
+    expected = torch.special.entr(whole / whole.sum()).sum().exp()
+    torch.testing.assert_close(rank_me.compute(), expected)
     share = batch_share(torch.tensor(3.0 - 2 * rank))
     assert share == (1.5, 0.5)[rank]
     assert batch_share(torch.tensor(0.0)) == 0

@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo-cmid Contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""What data modules do to their images, read from them and compared with what they do."""
+"""What data modules do to their images: what is read is what they do."""
 
 from typing import Any
 
@@ -29,6 +29,7 @@ UNKNOWN = {
     'FLAIRHUBDataModule',
     'FLAIRHUBToyDataModule',
     'GeoNRWDataModule',
+    'QuakeSetDataModule',
     'SubstationDataModule',
     'TreeSatAIDataModule',
 }
@@ -78,7 +79,7 @@ def test_stock(name: str) -> None:
 
 @pytest.mark.parametrize('name', sorted(UNKNOWN))
 def test_unknown(name: str) -> None:
-    with pytest.raises(UnknownPixelsError, match='DataModule (changes|normalises)'):
+    with pytest.raises(UnknownPixelsError, match=r'DataModule (changes|normalises)'):
         read_applied(build(name), 'fit')
 
 

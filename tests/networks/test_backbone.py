@@ -3,7 +3,13 @@
 
 """Any timm backbone as a map, and the mask token in the student."""
 
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any, ClassVar
+
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -91,11 +97,13 @@ class TestStudent:
         # every pixel is the spectral mean already, so only the token makes a difference
         x = torch.full((1, 3, 64, 64), 0.3)
         seen: list[torch.Tensor] = []
-        student.stem.register_forward_hook(lambda *args: seen.append(args[2].clone()))
+        student.stem.register_forward_hook(
+            lambda *args: seen.append(args[2].clone()), prepend=True
+        )
         whole = student(x)
         masked = student(x, mask)
         assert len(seen) == 2
-        torch.testing.assert_close(seen[0], seen[1])  # registered first, runs first
+        torch.testing.assert_close(seen[0], seen[1])  # before the token
         assert not torch.allclose(whole, masked)
         nn.init.zeros_(student.mask_token)
         torch.testing.assert_close(student(x, mask), whole)
@@ -125,6 +133,120 @@ class TestStudent:
         ]
         assert all(name.split('.')[0] != 'backbone' for name in missing)
         assert student.mask_token.grad is not None
+
+    def test_token_after_another_backbone_was_put_in(self) -> None:
+        student = Student('test_resnet', 3, 64, **HEADS).eval()
+        nn.init.ones_(student.mask_token)
+        x, mask = torch.rand(1, 3, 64, 64), torch.eye(2).bool()[None]
+        expected = student(x, mask)
+        assert not torch.allclose(expected, student(x))
+        for _ in range(2):  # the copy of a copy is hooked once, too
+            student.backbone = copy.deepcopy(student.backbone)
+            assert torch.equal(student(x, mask), expected)
+        plain = timm.create_model('test_resnet', num_classes=0).eval()
+        plain.load_state_dict(student.backbone.state_dict())
+        student.backbone = plain
+        torch.testing.assert_close(student(x, mask), expected)
+
+
+def by_file(network: nn.Module) -> nn.Module:
+    """Pickle and unpickle."""
+    copied: nn.Module = pickle.loads(pickle.dumps(network))
+    return copied
+
+
+class TestCompiled:
+    """Whatever is compiled, training runs compiled, to the same numbers."""
+
+    WAYS: ClassVar[dict[str, Callable[[Student, Any], Any]]] = {
+        # regression: nothing was compiled by these two, without a word
+        'backbone.compile': lambda s, b: s.backbone.compile(backend=b),
+        'backbone = torch.compile': lambda s, b: setattr(
+            s, 'backbone', torch.compile(s.backbone, backend=b)
+        ),
+        # regression: these ended in an error
+        'student.compile': lambda s, b: s.compile(backend=b),
+        'both': lambda s, b: (s.backbone.compile(backend=b), s.compile(backend=b)),
+    }
+
+    @pytest.mark.parametrize('name', ['test_resnet', 'test_vit'])
+    @pytest.mark.parametrize('way', WAYS)
+    def test_student(self, way: str, name: str) -> None:
+        torch._dynamo.reset()
+        graphs = []
+        runs = []
+
+        def backend(graph: torch.fx.GraphModule, inputs: Any) -> Callable[..., Any]:
+            graphs.append(graph)
+
+            def run(*args: Any) -> Any:
+                runs.append(1)
+                return graph.forward(*args)
+
+            return run
+
+        torch.manual_seed(0)
+        student = Student(name, 3, 64, **HEADS)
+        nn.init.normal_(student.mask_token)
+        compiled = copy.deepcopy(student)
+        self.WAYS[way](compiled, backend)
+        for step in range(10):  # beyond the compiler's limit of attempts
+            x, mask = torch.randn(2, 3, 64, 64), torch.rand(2, 2, 2) > 0.5
+            features = []
+            for model in (student, compiled):
+                model.zero_grad()
+                features.append(model(x, mask))
+                features[-1].square().mean().backward()
+            torch.testing.assert_close(*features)
+            assert len(graphs) == 1
+            assert len(runs) == step + 1
+        for a, b in zip(student.parameters(), compiled.parameters(), strict=True):
+            torch.testing.assert_close(a.grad, b.grad)
+        # what was compiled calls its model as before
+        x = torch.randn(2, 3, 64, 64)
+        student.eval(), compiled.eval()
+        torch.testing.assert_close(student.backbone(x), compiled.backbone(x))
+        torch.testing.assert_close(student(x), compiled(x))
+        torch.testing.assert_close(student(x, mask), compiled(x, mask))
+
+    def test_teacher(self) -> None:
+        torch._dynamo.reset()
+        runs = []
+
+        def backend(graph: torch.fx.GraphModule, inputs: Any) -> Callable[..., Any]:
+            runs.append(graph)
+            return graph.forward
+
+        teacher = Teacher(Student('test_resnet', 3, 64, **HEADS))
+        teacher.backbone.compile(backend=backend)
+        with torch.no_grad():
+            teacher(torch.randn(2, 3, 64, 64))
+        assert len(runs) == 1
+
+    @pytest.mark.parametrize('copied', [copy.deepcopy, by_file])
+    def test_copies_and_files(self, copied: Callable[[nn.Module], nn.Module]) -> None:
+        """As torch has it: keys stay, and a copy is not compiled."""
+        network = SpatialBackbone('test_resnet', 3, 64).eval()
+        keys, x = network.state_dict().keys(), torch.randn(1, 3, 64, 64)
+        network.backbone.compile(backend='eager')
+        expected = network(x)
+        assert network.state_dict().keys() == keys
+        assert 'forward' not in vars(network.backbone)
+        other = copied(network)
+        assert other.backbone._compiled_call_impl is None  # type: ignore[union-attr]
+        nn.init.zeros_(network.backbone.conv1[0].weight)  # not what the copy runs
+        torch.testing.assert_close(other(x), expected)
+
+    def test_error_leaves_no_trace(self) -> None:
+        student = Student('test_resnet', 3, 64, **HEADS)
+        student.backbone.compile(backend='eager')
+        with pytest.raises(RuntimeError):
+            student(torch.randn(2, 4, 64, 64), torch.eye(2).bool().expand(2, 2, 2))
+        assert 'forward' not in vars(student.backbone)
+        assert all(
+            hook.mask is None  # type: ignore[union-attr]
+            for hook in student.stem._forward_hooks.values()
+        )
 
 
 class TestTeacher:

@@ -13,6 +13,8 @@ import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
+from ..transforms.masking import expand_mask
+
 # Where the features right after the stem come out: ResNet after max-pool, Swin and ViT
 # after the patch embedding (before positions are added), ConvNeXt, RegNet, ... after
 # the stem; any other family where timm takes its first map of features.
@@ -43,17 +45,30 @@ def _create_timm_model(
     return model
 
 
+def is_compiled(module: nn.Module) -> bool:
+    """Tell whether a module was compiled, in place or by a wrapper around it.
+
+    Args:
+        module: Any module.
+
+    Returns:
+        Whether :meth:`torch.nn.Module.compile` was called on it, or it is what
+        :func:`torch.compile` gave.
+    """
+    return module._compiled_call_impl is not None or '_orig_mod' in module._modules
+
+
 def feature_map(backbone: nn.Module, x: Tensor) -> Tensor:
     """Compute the last features of a timm model of any family as a map.
 
     Args:
-        backbone: The timm model.
+        backbone: The timm model, compiled or not.
         x: Images, (B, C, S, S).
 
     Returns:
         Map of features, (B, D, h, w): of a transformer its patch tokens.
     """
-    features: Tensor = backbone.forward_features(x)  # type: ignore[operator]
+    features = _last_features(backbone, x)
     if features.ndim == 3:  # (B, prefix + h w, D)
         tokens = features[:, getattr(backbone, 'num_prefix_tokens', 0) :]
         side = math.isqrt(tokens.shape[1])
@@ -61,6 +76,49 @@ def feature_map(backbone: nn.Module, x: Tensor) -> Tensor:
     if getattr(backbone, 'output_fmt', 'NCHW') == 'NHWC':
         return features.permute(0, 3, 1, 2)
     return features
+
+
+def _last_features(backbone: nn.Module, x: Tensor) -> Tensor:
+    """Compute what a timm model gives before it pools, compiled if it is."""
+    features: Tensor
+    if torch.compiler.is_compiling() or not is_compiled(backbone):
+        features = backbone.forward_features(x)  # type: ignore[operator]
+        return features
+    # What is compiled is the call of the model, and that pools. A call runs what the
+    # model has as `forward`.
+    model: Any = getattr(backbone, '_orig_mod', backbone)
+    model.forward = model.forward_features
+    try:
+        features = backbone(x)
+    finally:
+        del model.forward
+    return features
+
+
+class _StemHook:
+    """Adds a token to what a stem gives, where a mask is set; without a mask nothing.
+
+    It stays on the stem: a compiler takes each new hook for another model.
+    """
+
+    token: Tensor | None = None
+    mask: Tensor | None = None
+
+    def __init__(self, channels_first: bool) -> None:
+        self.channels_first = channels_first
+
+    def __call__(
+        self, stem: nn.Module, args: tuple[Tensor, ...], features: Tensor
+    ) -> Tensor:
+        """Add the token."""
+        if self.token is None or self.mask is None:
+            return features
+        if self.channels_first:  # (B, D, h, w)
+            positions = expand_mask(self.mask, features.shape[2])
+            return features + self.token.view(1, -1, 1, 1) * positions.to(features)
+        side = math.isqrt(features[0, ..., 0].numel())
+        positions = expand_mask(self.mask, side).flatten(2).mT  # (B, h w, 1)
+        return features + (self.token * positions.to(features)).view_as(features)
 
 
 class SpatialBackbone(nn.Module):
@@ -97,6 +155,7 @@ class SpatialBackbone(nn.Module):
         self.num_features = int(self.backbone.num_features)  # type: ignore[arg-type]
         self._stem = self._find_stem(model)
         self._measure(model, in_channels, size)
+        self._stem_hook()
 
     @property
     def stem(self) -> nn.Module:
@@ -126,6 +185,33 @@ class SpatialBackbone(nn.Module):
             Map of features, (B, D, h, w).
         """
         return feature_map(self.backbone, x)
+
+    def forward_masked(self, x: Tensor, token: Tensor, mask: Tensor) -> Tensor:
+        """Compute the last features, with a token added after the stem.
+
+        Args:
+            x: Images, (B, C, S, S).
+            token: Added to the stem's features where masked, (1, stem features).
+            mask: Mask of cells, (B, n, n) bool, True = masked.
+
+        Returns:
+            Map of features, (B, D, h, w).
+        """
+        hook = self._stem_hook()
+        hook.token, hook.mask = token, mask
+        try:
+            return feature_map(self.backbone, x)
+        finally:
+            hook.token = hook.mask = None
+
+    def _stem_hook(self) -> _StemHook:
+        """Find the hook on the stem; a backbone put in later has none yet."""
+        for hook in self.stem._forward_hooks.values():
+            if isinstance(hook, _StemHook):
+                return hook
+        hook = _StemHook(self.stem_is_channels_first)
+        self.stem.register_forward_hook(hook)
+        return hook
 
     def _measure(self, model: str, in_channels: int, size: int) -> None:
         """Find the shapes, and freeze what the map does not depend on.

@@ -4,8 +4,7 @@
 """The student, which sees masked views, and its teacher, which sees them whole."""
 
 import copy
-import math
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -111,23 +110,8 @@ class Student(SpatialBackbone):
         if mask is None:
             return super().forward(x)
         masked = fill_with_spectral_mean(x, expand_mask(mask, x.shape[-1]))
-
-        def add_mask_token(stem: nn.Module, args: Any, features: Tensor) -> Tensor:
-            if self.stem_is_channels_first:  # (B, D, h, w)
-                positions = expand_mask(mask, features.shape[2])
-                token = self.mask_token.view(1, -1, 1, 1)
-                return features + token * positions.to(features)
-            side = math.isqrt(features[0, ..., 0].numel())
-            positions = expand_mask(mask, side).flatten(2).mT  # (B, h w, 1)
-            return features + (self.mask_token * positions.to(features)).view_as(
-                features
-            )
-
-        with (
-            self.stem.register_forward_hook(add_mask_token),
-            recompute_wide_maps(self.backbone),
-        ):
-            features = super().forward(masked)
+        with recompute_wide_maps(self.backbone, self.recompute):
+            features = self.forward_masked(masked, self.mask_token, mask)
         # A view without contrast has nothing to teach the backbone, and each norm over
         # zeros would multiply its gradient by 1 / sqrt(eps), until it overflows.
         contrast = x.amax(dim=(2, 3)) - x.amin(dim=(2, 3))  # (B, C)

@@ -18,6 +18,7 @@ from torchgeo.datasets.utils import Sample
 
 from tests.data.geotiff.data import generate, write_scene
 from torchgeo_cmid.datamodules import OlindaDataModule, RasterFolderDataModule
+from torchgeo_cmid.datasets import Scenes, decode_crs
 
 
 class Recorder(LightningModule):
@@ -58,6 +59,7 @@ def fit(
     ckpt_path: Path | None = None,
     max_epochs: int = 2,
     logger: bool = True,
+    precision: Any = '32-true',
     **arguments: Any,
 ) -> tuple[Recorder, Trainer]:
     """Train on the scenes of a folder and write below its sister ``runs``."""
@@ -67,6 +69,7 @@ def fit(
     trainer = Trainer(
         accelerator='cpu',
         max_epochs=max_epochs,
+        precision=precision,
         logger=CSVLogger(runs) if logger else False,
         default_root_dir=runs,
         enable_progress_bar=False,
@@ -97,7 +100,9 @@ class TestFit:
         task, _ = fit(scenes)
         assert len(task.train_batches) == 2 * 2
         for batch in task.train_batches:
-            assert set(batch) == {'image', 'valid', 'bounds', 'transform'}
+            assert set(batch) == {
+                *('image', 'valid', 'patch', 'crs', 'bounds', 'transform')
+            }
             assert batch['image'].shape == (8, 3, 32, 32)
             assert batch['valid'].shape == (8, 1, 32, 32)
             assert batch['valid'].dtype == torch.bool
@@ -121,6 +126,26 @@ class TestFit:
         assert set(result) == set(expected)
         for key, value in expected.items():
             torch.testing.assert_close(result[key], value)
+
+    @pytest.mark.parametrize('precision', ['32-true', '16-true', 'bf16-true'])
+    def test_addresses_survive_every_precision(
+        self, scenes: Path, precision: Any
+    ) -> None:
+        """Floats of a batch are cast; where its patches lie is exact all the same."""
+        task, trainer = fit(scenes, max_epochs=1, precision=precision)
+        dataset: Scenes = trainer.datamodule.scenes  # type: ignore[attr-defined]
+        for batch in task.train_batches + task.val_batches:
+            assert batch['patch'].dtype == torch.int64
+            for i, patch in enumerate(batch['patch']):
+                scene = dataset.scenes[patch[0]]
+                assert decode_crs(batch['crs'][i]) == scene.crs
+                place = dataset.georeference(patch, batch['image'].shape[-1])
+                corner = scene.transform @ (int(patch[2]), int(patch[1]))
+                assert place.transform @ (0, 0) == corner
+        drawn = torch.cat([batch['patch'] for batch in task.train_batches])
+        sampler = trainer.datamodule.train_sampler  # type: ignore[attr-defined]
+        sampler.set_epoch(0)
+        assert drawn.tolist() == [list(patch) for patch in sampler]
 
     def test_validation_is_the_same_every_epoch_and_apart(self, scenes: Path) -> None:
         task, _ = fit(scenes, length=128)

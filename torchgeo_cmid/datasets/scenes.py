@@ -140,6 +140,7 @@ class Scenes(GeoDataset):
             region=None if roi is None else read_region(roi),
             min_valid=min_valid,
             skip_bad_files=skip_bad_files,
+            cache=self.cache,
         )
         for sensor in sensors:
             catalog.add(sensor)

@@ -227,31 +227,6 @@ class TestReproducibility:
         assert module.mean.tolist() == [0, 0, 0]
         assert trainer.datamodule.mean.min() > 0  # type: ignore[attr-defined]
 
-    def test_processes_take_shares_of_one_draw(self, scenes: Path) -> None:
-        class Strategy:
-            def broadcast(self, value: Any) -> Any:
-                return 7 if value is None or isinstance(value, int) else value
-
-        class Rank:
-            world_size = 2
-            strategy = Strategy()
-
-            def __init__(self, rank: int) -> None:
-                """Be the trainer of one of two processes."""
-                self.global_rank = rank
-                self.is_global_zero = rank == 0
-
-        modules = [data_module(scenes), data_module(scenes)]
-        for rank, module in enumerate(modules):
-            module.trainer = Rank(rank)  # type: ignore[assignment]
-            module.setup('fit')
-            assert module.seed == 7
-        first, second = (list(module.train_sampler) for module in modules)
-        assert len(first) == len(second) == 8
-        assert not set(first) & set(second)
-        assert modules[0]._estimate() is not None
-        assert modules[1]._estimate() is None
-
 
 class TestStatistics:
     def test_valid_training_pixels_alone(self, tmp_path: Path) -> None:

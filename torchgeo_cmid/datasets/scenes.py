@@ -87,7 +87,8 @@ class Scenes(GeoDataset):
                 polygons, or [west, south, east, north] in degrees, or a polygon in
                 longitude and latitude.
             min_valid: Least share of valid pixels of a patch that samplers draw. If it
-                is more than 0, scenes that may have fill are read once in full.
+                is more than 0, scenes that may have fill are read once in full: by each
+                data set, or with *cache* by the first.
             skip_bad_files: If True, leave out the scenes that cannot be used and warn
                 of their number; patches that cannot be read are fill.
             date_format: How dates are written, as of
@@ -96,11 +97,13 @@ class Scenes(GeoDataset):
                 and processes: for slow storage, and where decoding takes most of the
                 time. Pixels are the same with and without. For every list of bands it
                 grows to their size, uncompressed, and a byte per pixel where there is
-                fill; it leaves 10 GiB of its disk free, or 5 % if that is less. It may
-                be deleted at any time. What changes on a local disk is decoded anew
-                (the old blocks stay); other paths are told apart by their names alone,
-                so delete the folder when such data changes. It holds GeoTIFF and JPEG
-                2000; other formats are read as without.
+                fill; it leaves 10 GiB of its disk free, or 5 % if that is less. What is
+                found out about files, their grids and their fill, is kept there too, so
+                that a second start opens none. It may be deleted at any time. What
+                changes on a local disk, by size or time of change, is looked at and
+                decoded anew (the old blocks stay); other paths are told apart by their
+                names alone, so delete the folder when such data changes. It holds
+                GeoTIFF and JPEG 2000; other formats are read as without.
 
         Raises:
             FileNotFoundError: If *paths* or *roi* names no file.
@@ -245,6 +248,21 @@ class Scenes(GeoDataset):
             'each scene of Scenes has its own resolution, which cannot be changed; '
             f'{INSTEAD}'
         )
+
+    @property
+    def unit(self) -> float | None:
+        """The raw number that stands for 1: 255 if all files hold uint8, else unknown.
+
+        A sensor that has a scale or an offset says itself what its numbers stand for.
+        """
+        types = {
+            dtype
+            for scene in self.scenes
+            for source in scene.sources
+            for dtype in source.dtypes
+        }
+        plain = all(scene.scale == 1 and scene.offset == 0 for scene in self.scenes)
+        return 255.0 if plain and types == {'uint8'} else None
 
     def georeference(
         self, patch: Sequence[int] | Tensor, pixels: int | None = None

@@ -7,6 +7,7 @@ import os
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from torchgeo_cmid.datasets import Scenes, Sensor
 from torchgeo_cmid.rasters import cache, raster, records, scene
 from torchgeo_cmid.rasters.cache import BlockCache
 from torchgeo_cmid.rasters.coverage import Coverage
+from torchgeo_cmid.rasters.records import Records
 from torchgeo_cmid.rasters.source import Source
 
 Counts = dict[str, list[str]]
@@ -357,6 +359,14 @@ class TestArguments:
             assert_as_without(dataset, **arguments)
             assert counts == {'opened': [], 'searched': []}
 
+    def test_of_another_fill_value(self, tmp_path: Path, looked: Counts) -> None:
+        path = write_scene(tmp_path / 'a.tif', fill=0.3)
+        for nodata in (0, 9):
+            arguments = {'paths': path, 'min_valid': 0.5, 'nodata': nodata}
+            dataset, counts = start(looked, tmp_path, **arguments)
+            assert counts['searched'] == ['a.tif']
+            assert_as_without(dataset, **arguments)
+
     def test_of_the_scenes_bands(self, tmp_path: Path, looked: Counts) -> None:
         """A scene that comes first names the bands for all."""
         for i in (1, 2):
@@ -371,6 +381,34 @@ class TestArguments:
         assert dataset.bands == ('B2',)
         assert [len(s.sources) for s in dataset.scenes] == [1, 1]
         assert_as_without(dataset, **arguments)
+
+    def test_of_bands_that_another_scene_names(
+        self, tmp_path: Path, looked: Counts
+    ) -> None:
+        """A file of all bands is read by the names that files of one band have."""
+        names = ['B3', 'B2', 'B1']
+        write_scene(tmp_path / 'data' / 'S_2.tif', descriptions=names)
+        arguments: dict[str, Any] = {
+            'paths': tmp_path / 'data',
+            'filename_regex': r'S_\d(_(?P<band>B\d))?\.tif',
+        }
+        dataset, _ = start(looked, tmp_path, **arguments)
+        assert dataset.scenes[0].indexes == (1, 2, 3)
+        for i in (1, 2):
+            write_scene(tmp_path / 'data' / f'S_1_B{i}.tif', bands=1, seed=i)
+        dataset, _ = start(looked, tmp_path, **arguments)
+        assert dataset.scenes[1].indexes == (3, 2)
+        assert_as_without(dataset, **arguments)
+
+    def test_of_another_window(self, tmp_path: Path) -> None:
+        """Fill of another part of the same size."""
+        path = write_scene(tmp_path / 'a.tif', fill=0.2, nodata=0)
+        scene = Scenes(path, min_valid=0.5).scenes[0]
+        assert scene.coverage is not None
+        known = Records(BlockCache(str(tmp_path / 'cache')), Sensor(str(path)))
+        known.keep_coverage(scene, scene.coverage)
+        assert known.find_coverage(scene) is not None
+        assert known.find_coverage(replace(scene, origin=(1, 0))) is None
 
     def test_of_another_version(
         self, tmp_path: Path, looked: Counts, monkeypatch: pytest.MonkeyPatch

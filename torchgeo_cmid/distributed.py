@@ -20,6 +20,20 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+class _GlobalMean(torch.autograd.Function):
+    """Mean over all processes, the same bit for bit; each keeps its own gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        mean = x.clone()
+        dist.all_reduce(mean)
+        return mean.div_(world_size())
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad
+
+
 def global_mean(x: Tensor) -> Tensor:
     """Mean of a per-process mean over all processes, with the gradient of one process.
 
@@ -35,10 +49,8 @@ def global_mean(x: Tensor) -> Tensor:
     """
     if world_size() == 1:
         return x
-    mean = x.detach().clone()
-    dist.all_reduce(mean)
-    mean /= world_size()
-    return x + (mean - x.detach())
+    mean: Tensor = _GlobalMean.apply(x)
+    return mean
 
 
 @torch.no_grad()

@@ -282,6 +282,10 @@ class TestTwoProcesses:
             assert seen[0] | seen[1] == set(range(len(data)))
             # Lightning seeds them alike, but they draw other views
             assert two[case][0]['seed'] != two[case][1]['seed']
+        # counts, two spectra, keys, two centres, and the losses that are logged
+        for case in ('whole', 'fill', 'uneven'):
+            for rank in two[case]:
+                assert max(rank['messages']) <= 7, rank['messages']
         # every key once: 3 steps of 2 x 4 keys
         assert two['whole'][0]['state']['contrastive.queue_ptr'].item() == 24 % 19
         assert two['uneven'][1]['state']['contrastive.queue_ptr'].item() == 22 % 19

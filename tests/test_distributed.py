@@ -68,7 +68,7 @@ def check_uneven(rank: int) -> None:
     assert batch_share(torch.tensor(0.0)) == 0
     # x + (mean - x) would round to another number on each process
     generator = torch.Generator().manual_seed(rank)
-    exact = gather_batch(global_mean(torch.rand(1, 1000, generator=generator)))
+    exact = gather_batch(global_mean(torch.randn(1, 1000, generator=generator)))
     assert torch.equal(exact[0], exact[1])
     counts = GlobalCounts({'a': torch.tensor(3 - 2 * rank), 'b': torch.tensor(7)})
     assert counts.share('a') == (1.5, 0.5)[rank]

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from tests.tasks.tiny import TINY
-from torchgeo_cmid.tasks import CMID
 from torchgeo_cmid.runs.finite import require_finite
+from torchgeo_cmid.tasks import CMID
 from torchgeo_cmid.transforms import MultispectralPhotometric, Views
 
 SMALL = TINY | {'in_channels': 4}

@@ -24,13 +24,13 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from tests.data.geotiff.data import write_scene
 from tests.tasks.tiny import TINY
-from torchgeo_cmid.tasks import CMID
 from torchgeo_cmid import distributed
 from torchgeo_cmid.runs.processes import (
     has_fused_activations,
     prepare_strategy,
     start_process,
 )
+from torchgeo_cmid.tasks import CMID
 from torchgeo_cmid.transforms import (
     MaskedViews,
     TwoMaskedViews,
@@ -77,6 +77,7 @@ class CountedMessages:
     """torch.distributed, as our own code sees it."""
 
     def __getattr__(self, name: str) -> Any:
+        """Count what sends something."""
         if name.startswith(('all_', 'broadcast', 'reduce', 'gather')):
             MESSAGES.append(name)
         return getattr(dist, name)

@@ -18,7 +18,7 @@ from torchgeo.main import main
 from tests.data.eurosat100.data import generate as generate_eurosat100
 from tests.data.geotiff.data import write_scene
 from tests.data.ssl4eo_s12.data import generate as generate_ssl4eo_s12
-from torchgeo_cmid import CMID
+from torchgeo_cmid import CMID, RasterFolderDataModule
 from torchgeo_cmid.tasks.cmid import cmid
 from torchgeo_cmid.transforms import Views
 
@@ -394,3 +394,62 @@ def test_steps_without_lightning_cli() -> None:
     trainer = Trainer(logger=False, enable_progress_bar=False, accelerator='cpu')
     trainer.test(task, loader)
     trainer.predict(task, loader)
+
+
+class TestGivenOptimizer:
+    """Regression: the teacher stayed at its random weights, momentum 1 throughout."""
+
+    @pytest.mark.parametrize(
+        'arguments',
+        [
+            ['--optimizer=AdamW', '--optimizer.lr=0.001'],
+            [
+                '--optimizer=SGD',
+                '--optimizer.lr=0.01',
+                '--lr_scheduler=ExponentialLR',
+                '--lr_scheduler.gamma=0.5',
+            ],
+        ],
+    )
+    def test_teacher_keeps_its_schedule(
+        self, scenes: Path, arguments: list[str], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with caplog.at_level('INFO'):
+            fit_scenes(scenes, *arguments)
+        factors = [
+            (1 + torch.cos(torch.pi * torch.tensor(n / 4))) / 2 for n in range(4)
+        ]
+        assert column('momentum') == pytest.approx(
+            [1 - 0.004 * float(factor) for factor in factors]
+        )
+        assert column('lr')[0] == pytest.approx(float(arguments[1].split('=')[1]))
+        state = torch.load(checkpoint_of(), weights_only=True)['state_dict']
+        assert not torch.equal(
+            state['teacher.backbone.conv1.weight'],
+            state['student.backbone.conv1.weight'],
+        )
+        said = [r.getMessage() for r in caplog.records]
+        assert sum('the optimizer is the one that was given' in s for s in said) == 1
+        assert not any(s.startswith('lr = ') for s in said)  # it is not used
+
+    def test_of_a_subclass(self, scenes: Path) -> None:
+        class Own(CMID):
+            def configure_optimizers(self) -> Any:
+                return torch.optim.SGD(self.student.parameters(), lr=0.1)
+
+        task = Own(model='resnet18', in_channels=4, size=64, queue_size=16)
+        datamodule = RasterFolderDataModule(
+            str(scenes), patch_size=64, batch_size=4, length=8
+        )
+        trainer = Trainer(
+            accelerator='cpu',
+            max_epochs=2,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            limit_val_batches=0,
+        )
+        before = task.teacher.backbone.conv1.weight.clone()
+        trainer.fit(task, datamodule)
+        assert task.total_steps == 4
+        assert not torch.equal(task.teacher.backbone.conv1.weight, before)

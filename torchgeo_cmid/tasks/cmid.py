@@ -46,6 +46,8 @@ from ..models.official import (
     unwrap_state,
 )
 from ..networks import Student, Teacher
+from ..runs.collapse import CollapseAlarm
+from ..runs.data_wait import DataWait
 from ..runs.finite import require_finite
 from ..runs.interruption import SaveOnSigterm, protect, refuse_old_run
 from ..runs.processes import has_fused_activations, prepare_strategy, start_process
@@ -580,7 +582,12 @@ class CMID(BaseTask):
         Raises:
             ValueError: If the run has no end, or trains on one patch at a time.
         """
-        self.schedules = PretrainingSchedules.of_run(self.trainer, self.hparams)
+        self._plan()
+        if self.hparams['lr'] is None:
+            rank_zero_info(
+                f'lr = {self.schedules.lr:.3g}, for a global batch of '
+                f'{self.schedules.batch_size} patches'
+            )
         optimizer = create_optimizer_v2(
             self.student,
             self.hparams['optimizer'],
@@ -596,6 +603,16 @@ class CMID(BaseTask):
             'optimizer': optimizer,
             'lr_scheduler': {'scheduler': scheduler, 'interval': 'step'},
         }
+
+    def _plan(self) -> None:
+        """Ask the trainer how long the run is."""
+        self.schedules = PretrainingSchedules.of_run(self.trainer, self.hparams)
+        self._planned = True
+
+    @property
+    def total_steps(self) -> int:
+        """Number of optimizer steps of the run."""
+        return self.schedules.total_steps
 
     @property
     def current_momentum(self) -> float:
@@ -621,7 +638,7 @@ class CMID(BaseTask):
             The callbacks that do.
         """
         inherited: Any = super().configure_callbacks()
-        return [*inherited, SaveOnSigterm()]
+        return [*inherited, SaveOnSigterm(), DataWait(), CollapseAlarm()]
 
     def setup(self, stage: str) -> None:
         """Compare the bands of the data module with those of the model.
@@ -632,7 +649,7 @@ class CMID(BaseTask):
         Raises:
             ValueError: If they differ, or if the strategy shards parameters.
         """
-        self._settled = False
+        self._settled = self._planned = False
         prepare_strategy(self, self.trainer.strategy)
         self._fused_activations = has_fused_activations(self.student)
         protect(self.trainer)
@@ -649,6 +666,13 @@ class CMID(BaseTask):
 
     def on_fit_start(self) -> None:
         """Check what Lightning has made of the model, and seed this process."""
+        if not self._planned:  # an optimizer was given: ours was not asked for
+            self._plan()
+            rank_zero_info(
+                'the optimizer is the one that was given: its learning rate and '
+                'schedule hold, and lr, min_lr, warmup_epochs, weight_decay and '
+                'optimizer of the task are not used; the teacher keeps its schedule'
+            )
         self._settle_pixels('fit')
         start_process(self, self._fused_activations, self.trainer.global_rank)
 

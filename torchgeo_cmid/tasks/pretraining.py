@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 
 from .. import schedules
 
@@ -29,6 +29,8 @@ class PretrainingSchedules:
     total_steps: int = 1
     #: Number of optimizer steps W in which the learning rate is warmed up.
     warmup_steps: int = 0
+    #: Number of patches in a batch over all processes and accumulated batches.
+    batch_size: int = 0
 
     @classmethod
     def of_run(cls, trainer: Trainer, arguments: Mapping[str, Any]) -> Self:
@@ -72,12 +74,8 @@ class PretrainingSchedules:
         lr = arguments['lr']
         if lr is None:
             lr = 0.00625 * math.sqrt(batch_size * accumulated / 256)
-            rank_zero_info(
-                f'lr = {lr:.3g}, for a global batch of {batch_size * accumulated} '
-                'patches'
-            )
         warmup_steps = arguments['warmup_epochs'] * math.ceil(batches / accumulated)
-        return cls(arguments, lr, int(steps), warmup_steps)
+        return cls(arguments, lr, int(steps), warmup_steps, batch_size * accumulated)
 
     def learning_rate(self, step: int) -> float:
         """Learning rate of a step.

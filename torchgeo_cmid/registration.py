@@ -149,7 +149,8 @@ def _load_state_dict(
     """Load strictly into the models of ours; TorchGeo fails on a Swin's classifier."""
     from torchgeo.tasks.utils import _get_input_layer_name_and_module
 
-    from .models.loading import load_strictly
+    from .models.loading import BackboneState, load_strictly
+    from .models.normalization import note_pixels
     from .models.transfer import follow_pixels
 
     if hasattr(model, 'input_normalization'):
@@ -163,7 +164,10 @@ def _load_state_dict(
             f'the weights have no tensor {stem}: they belong to another backbone than '
             f'{type(model).__name__}; theirs begin with {", ".join([*state_dict][:3])}'
         )
-    return original(model, state_dict)
+    loaded = original(model, state_dict)
+    if isinstance(state_dict, BackboneState) and state_dict.pixels is not None:
+        note_pixels(model, state_dict.pixels)
+    return loaded
 
 
 def _extract_backbone(

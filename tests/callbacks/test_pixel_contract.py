@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from torch import Tensor, nn
+from torch import Tensor
 from torchgeo import datamodules
 from torchgeo.tasks import ChangeDetection, Classification, MoCo, SemanticSegmentation
 
@@ -223,8 +223,15 @@ def test_pixels_at_the_first_convolution(
                 torch.testing.assert_close(date, expected, rtol=1e-5, atol=1e-5)
 
 
-class Tiny(nn.Module):
-    """Stands for a task's model where none is needed."""
+def test_plain_timm_is_told(folder: Path) -> None:
+    """Plain Python runs nothing of ours, so mean and std are where timm keeps them."""
+    task: Any = classification(model='resnet18', weights=WAYS['checkpoint'][1](folder))
+    assert task.model.pretrained_cfg['mean'] == pytest.approx(
+        [mean / 255 for mean in RGB.mean]
+    )
+    assert task.model.pretrained_cfg['std'] == pytest.approx(
+        [std / 255 for std in RGB.std]
+    )
 
 
 def test_other_weights_are_left_alone() -> None:

@@ -5,7 +5,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import timm
@@ -212,6 +212,38 @@ class PixelContract(Callback):
                 f'{error}: {REQUIRED}'
             ) from error
         return from_standardised(hook.pixels, hook.in_channels, applied)
+
+
+def see_pixels(
+    trainer: Trainer, stage: str, in_channels: int, hook: InputNormalization | None
+) -> tuple[Pixels | None, str]:
+    """Find out which pixels a network sees in a run.
+
+    Args:
+        trainer: The trainer, which has a :class:`PixelContract`.
+        stage: Either 'fit', 'validate', 'test', or 'predict'.
+        in_channels: Number of bands of the network.
+        hook: What is in front of it, decided on, if anything is.
+
+    Returns:
+        The pixels, None if what has been done to the images is not known, and in words.
+    """
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    contract = next(each for each in callbacks if isinstance(each, PixelContract))
+    pixels = None
+    try:
+        applied = contract.read(trainer, stage)
+        pixels = Pixels.of_images(applied, in_channels)
+        reason = f'as {applied.source} gives them'
+    except UnknownPixelsError as error:
+        reason = f'not known, {error}'
+    if hook is not None and hook.transform.fulfils:
+        unit = hook.pixels.unit or (None if pixels is None else pixels.unit)
+        return replace(hook.pixels, unit=unit), 'as the backbone knows them'
+    if pixels is not None:
+        unit_text = 'unknown' if pixels.unit is None else f'{pixels.unit:g}'
+        reason += f', (raw - mean) / std, unit {unit_text}'
+    return pixels, reason
 
 
 def restore_decisions(task: nn.Module, checkpoint: Mapping[str, Any]) -> None:

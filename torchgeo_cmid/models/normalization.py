@@ -462,6 +462,27 @@ def attach(
     module.register_forward_pre_hook(normalization)
 
 
+def note_pixels(model: nn.Module, pixels: Pixels) -> None:
+    """Write mean and std where users of plain timm look for them.
+
+    Nothing applies them there. They are those of values in 0..1, as timm has them,
+    where the unit is known, else of raw numbers.
+
+    Args:
+        model: A timm model; other models are left as they are.
+        pixels: The pixels it was trained on.
+    """
+    config = getattr(model, 'pretrained_cfg', None)
+    if not isinstance(config, dict):
+        return
+    unit = pixels.unit or 1.0
+    model.pretrained_cfg = {  # type: ignore[assignment]
+        **config,
+        'mean': tuple(mean / unit for mean in pixels.mean),
+        'std': tuple(std / unit for std in pixels.std),
+    }
+
+
 def find_normalizations(model: nn.Module) -> dict[str, InputNormalization]:
     """Find the normalisations in a model.
 

@@ -5,24 +5,14 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Literal
 
-import lightning.pytorch.utilities.types
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import Callback
-from lightning.pytorch.utilities import rank_zero_info
-from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
-from torchgeo.datasets.utils import Sample
-from torchgeo.tasks import BaseTask
 from torchvision.models._api import WeightsEnum
 
-from ..callbacks import PixelContract
-from ..datamodules.applied import UnknownPixelsError
-from ..distributed import GlobalCounts, global_means, world_size
+from ..distributed import GlobalCounts
 from ..losses import (
     BYOLLoss,
     FrequencyLoss,
@@ -30,28 +20,15 @@ from ..losses import (
     QueueInfoNCE,
     SpatialLoss,
 )
-from ..metrics import RankMe, entropy_share
+from ..metrics import entropy_share
 from ..models.loading import load_strictly, read_start
-from ..models.normalization import (
-    PUBLISHED,
-    InputNormalization,
-    Pixels,
-    attach,
-    find_normalizations,
-    find_pixels,
-)
+from ..models.normalization import PUBLISHED, Pixels
 from ..models.official import (
     convert_official_checkpoint,
     load_official_state,
     unwrap_state,
 )
 from ..networks import Student, Teacher
-from ..runs.collapse import CollapseAlarm
-from ..runs.data_wait import DataWait
-from ..runs.finite import require_finite
-from ..runs.interruption import SaveOnSigterm, protect, refuse_old_run
-from ..runs.processes import has_fused_activations, prepare_strategy, start_process
-from ..runs.randomness import seeded
 from ..transforms import (
     Matches,
     TwoMaskedViews,
@@ -60,12 +37,12 @@ from ..transforms import (
     find_matches,
     take_matches,
 )
-from .pretraining import PretrainingSchedules
+from .pretraining import PretrainingTask
 
 Pair = tuple[Tensor, Tensor]
 
 
-class CMID(BaseTask):
+class CMID(PretrainingTask):
     """CMID: Contrastive Mask Image Distillation.
 
     Self-supervised pre-training of one backbone for global and for local tasks: a
@@ -84,9 +61,6 @@ class CMID(BaseTask):
     """
 
     ignore = ('weights', 'augmentations')
-    monitor = 'train_loss'
-
-    seed = 0
 
     def __init__(
         self,
@@ -206,9 +180,6 @@ class CMID(BaseTask):
         if weights and weights is not True:
             self._start, full_state = read_start(weights)
         super().__init__()
-        # images pass it on their way to the views; where the pixels that a backbone was
-        # trained on are known, a hook brings them to these
-        self.inputs = nn.Identity()
         if full_state is not None:
             self.load_official_checkpoint(full_state)
         elif self._start is not None and self._start.pixels is not None:
@@ -222,7 +193,6 @@ class CMID(BaseTask):
             mask_patch_size=mask_patch_size,
             mask_ratio=mask_ratio,
         )
-        self.schedules = PretrainingSchedules(self.hparams, lr or 0.0)
 
     def configure_models(self) -> None:
         """Initialize student and teacher."""
@@ -264,10 +234,6 @@ class CMID(BaseTask):
             self.hparams['student_temperature'],
             self.hparams['center_momentum'],
         )
-
-    def configure_metrics(self) -> None:
-        """Initialize the effective rank of the embedding."""
-        self.rank_me = RankMe()
 
     # The method, in the order of its description: three losses, teacher
 
@@ -466,281 +432,6 @@ class CMID(BaseTask):
         self.load_state_dict(
             convert_official_checkpoint(state, reference), strict=False
         )
-
-    # The run: one step, the teacher after it, validation on fixed views
-
-    def training_step(
-        self, batch: Sample, batch_idx: int, dataloader_idx: int = 0
-    ) -> Tensor:
-        """Compute the training loss and additional metrics.
-
-        Args:
-            batch: The output of your DataLoader.
-            batch_idx: Integer displaying index of this batch.
-            dataloader_idx: Index of the current dataloader.
-
-        Returns:
-            The loss tensor.
-
-        Raises:
-            ValueError: If the bands are not *in_channels*, or twice as many, if the
-                global batch is a single patch, or if the loss is not finite.
-        """
-        batch_size = len(batch['image'])
-        if batch_size * world_size() == 1:
-            raise ValueError(
-                'a global batch of one patch can not be trained on: raise batch_size, '
-                'or drop the last batch of an epoch'
-            )
-        temperature = self.current_teacher_temperature
-        numbers = self.seed, self.current_epoch, batch_idx, self.global_rank
-        batch['image'] = self.inputs(batch['image'])
-        with seeded(self.device, *numbers):
-            drawn = self.views(batch, self._dtype_of_views)
-        losses = self.compute_losses(*drawn, teacher_temperature=temperature)
-        means = global_means(losses)
-        require_finite(self.trainer, losses, means['loss'], batch)
-        self.log_dict(
-            {f'train_{name}': value for name, value in means.items()}
-            | {
-                'teacher_temperature': temperature,
-                'momentum': self.current_momentum,
-                'lr': self.optimizers().param_groups[0]['lr'],  # type: ignore[union-attr]
-            },
-            batch_size=batch_size,
-        )
-        return losses['loss']
-
-    @property
-    def _dtype_of_views(self) -> torch.dtype:
-        """That of the parameters, single precision at least."""
-        return torch.promote_types(self.student.mask_token.dtype, torch.float32)
-
-    def optimizer_step(
-        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None
-    ) -> None:
-        """Update the student, and the teacher after it.
-
-        Args:
-            epoch: Current epoch.
-            batch_idx: Index of the current batch.
-            optimizer: The optimizer.
-            optimizer_closure: Computes the gradients.
-        """
-        momentum = self.current_momentum  # before the step is counted
-        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        self.update_teacher(momentum)
-        # Lightning would keep the gradients through the next forward pass
-        optimizer.zero_grad()
-
-    def validation_step(
-        self, batch: Sample, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Compute the losses on views and masks that are the same in each epoch.
-
-        Args:
-            batch: The output of your DataLoader.
-            batch_idx: Integer displaying index of this batch.
-            dataloader_idx: Index of the current dataloader.
-        """
-        batch['image'] = self.inputs(batch['image'])
-        with seeded(self.device, batch_idx):
-            drawn = self.views(batch, self._dtype_of_views)
-        losses = self.compute_losses(
-            *drawn, teacher_temperature=self.current_teacher_temperature
-        )
-        self.rank_me.update(self(drawn.views[0]))
-        self.log_dict(
-            {f'val_{name}': value for name, value in losses.items()},
-            batch_size=len(batch['image']),
-            sync_dist=True,
-        )
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the effective rank of the embedding."""
-        self.log('val_rank_me', self.rank_me.compute())
-        self.rank_me.reset()
-
-    def test_step(self, batch: Sample, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """No-op, does nothing."""
-
-    def predict_step(
-        self, batch: Sample, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """No-op, does nothing."""
-
-    # The optimizer, and the schedules that follow from the length of the run
-
-    def configure_optimizers(
-        self,
-    ) -> 'lightning.pytorch.utilities.types.OptimizerLRScheduler':
-        """Initialize the optimizer and the learning rate of each step.
-
-        Returns:
-            Optimizer and learning rate scheduler.
-
-        Raises:
-            ValueError: If the run has no end, or trains on one patch at a time.
-        """
-        self._plan()
-        if self.hparams['lr'] is None:
-            rank_zero_info(
-                f'lr = {self.schedules.lr:.3g}, for a global batch of '
-                f'{self.schedules.batch_size} patches'
-            )
-        optimizer = create_optimizer_v2(
-            self.student,
-            self.hparams['optimizer'],
-            lr=self.schedules.lr,
-            weight_decay=self.hparams['weight_decay'],
-        )
-
-        def factor(step: int) -> float:
-            return self.schedules.learning_rate(step) / self.schedules.lr
-
-        scheduler = LambdaLR(optimizer, factor)
-        return {
-            'optimizer': optimizer,
-            'lr_scheduler': {'scheduler': scheduler, 'interval': 'step'},
-        }
-
-    def _plan(self) -> None:
-        """Ask the trainer how long the run is."""
-        self.schedules = PretrainingSchedules.of_run(self.trainer, self.hparams)
-        self._planned = True
-
-    @property
-    def total_steps(self) -> int:
-        """Number of optimizer steps of the run."""
-        return self.schedules.total_steps
-
-    @property
-    def current_momentum(self) -> float:
-        """Momentum m(n) of the teacher's next update."""
-        return self.schedules.momentum(self.trainer.global_step)
-
-    @property
-    def current_teacher_temperature(self) -> float:
-        """Temperature T(e) of the teacher's assignments in this epoch."""
-        return self.schedules.teacher_temperature(self.current_epoch)
-
-    # What keeps the run safe
-
-    def prepare_data(self) -> None:
-        """Refuse to overwrite an earlier run, before anything is written."""
-        if self.trainer.training:
-            refuse_old_run(self.trainer)
-
-    def configure_callbacks(self) -> list[Callback]:
-        """Watch the run, and save a checkpoint when a scheduler asks it to end.
-
-        Returns:
-            The callbacks that do.
-        """
-        inherited: Any = super().configure_callbacks()
-        return [*inherited, SaveOnSigterm(), DataWait(), CollapseAlarm()]
-
-    def setup(self, stage: str) -> None:
-        """Compare the bands of the data module with those of the model.
-
-        Args:
-            stage: Either 'fit', 'validate', 'test', or 'predict'.
-
-        Raises:
-            ValueError: If they differ, or if the strategy shards parameters.
-        """
-        self._settled = self._planned = False
-        prepare_strategy(self, self.trainer.strategy)
-        self._fused_activations = has_fused_activations(self.student)
-        protect(self.trainer)
-        # the same in all processes; a checkpoint brings its own
-        self.seed = self.trainer.strategy.broadcast(torch.initial_seed())
-        datamodule = getattr(self.trainer, 'datamodule', None)
-        bands = getattr(datamodule, 'in_channels', None)
-        if bands is not None and bands != self.hparams['in_channels']:
-            raise ValueError(
-                f'in_channels={self.hparams["in_channels"]} of the model, but '
-                f'{type(datamodule).__name__} gives {bands} bands: set '
-                f'--model.init_args.in_channels {bands}'
-            )
-
-    def on_fit_start(self) -> None:
-        """Check what Lightning has made of the model, and seed this process."""
-        if not self._planned:  # an optimizer was given: ours was not asked for
-            self._plan()
-            rank_zero_info(
-                'the optimizer is the one that was given: its learning rate and '
-                'schedule hold, and lr, min_lr, warmup_epochs, weight_decay and '
-                'optimizer of the task are not used; the teacher keeps its schedule'
-            )
-        self._settle_pixels('fit')
-        start_process(self, self._fused_activations, self.trainer.global_rank)
-
-    def on_validation_start(self) -> None:
-        """Find out what the images are, if no training has."""
-        self._settle_pixels('validate')
-
-    def _expect(self, pixels: Pixels) -> None:
-        """Bring images to the pixels that the backbone was trained on."""
-        in_channels = self.hparams['in_channels']
-        attach(self, 'inputs', InputNormalization('cmid', in_channels, pixels))
-
-    def _settle_pixels(self, stage: str) -> None:
-        """Find out which pixels the student sees, and choose the recipe for them, once.
-
-        The callback has decided before what is done to the images.
-        """
-        if self._settled:
-            return
-        self._settled = True
-        contract = next(
-            each
-            for each in self.trainer.callbacks  # type: ignore[attr-defined]
-            if isinstance(each, PixelContract)
-        )
-        hook = find_normalizations(self).get('inputs')
-        try:
-            applied = contract.read(self.trainer, stage)
-            self.pixels = Pixels.of_images(applied, self.hparams['in_channels'])
-        except UnknownPixelsError as error:
-            self.pixels = None
-            rank_zero_info(f'the pixels that are trained on are not known: {error}')
-        if hook is not None and hook.transform.fulfils:
-            seen = None if self.pixels is None else self.pixels.unit
-            unit = hook.pixels.unit or seen
-            self.pixels = replace(hook.pixels, unit=unit)
-        known: dict[str, Any] = {}
-        if self.pixels is not None:
-            mean, std = self.pixels.spread(self.hparams['in_channels'])
-            known = {'mean': mean, 'std': std, 'unit': self.pixels.unit}
-        rank_zero_info(f'views: {self.views.choose_recipe(**known)}')
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put the seed of the views and masks into a checkpoint.
-
-        Args:
-            checkpoint: The checkpoint.
-        """
-        checkpoint['seed'] = self.seed
-        if self.pixels is not None:
-            checkpoint['pixels'] = self.pixels.to_state()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with the seed of a checkpoint.
-
-        Args:
-            checkpoint: The checkpoint.
-        """
-        self.seed = checkpoint.get('seed', self.seed)
-        pixels = find_pixels(checkpoint, {})
-        if pixels is not None:
-            self._expect(pixels)
-        if 'pixels' not in checkpoint:
-            found = 'not known' if pixels is None else 'those of the data module'
-            rank_zero_info(
-                "the checkpoint, of before version 0.2, lacks 'pixels': mean and std "
-                f'are {found}, the unit is not known'
-            )
 
 
 class cmid(CMID):

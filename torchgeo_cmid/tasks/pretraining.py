@@ -1,17 +1,47 @@
 # Copyright (c) torchgeo-cmid Contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""How long a pre-training is, and the schedules and the optimizer that follow."""
+"""What a pre-training is to Lightning: its step, its schedules, its optimizer."""
 
 import math
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from lightning.pytorch import Trainer
-from lightning.pytorch.utilities import rank_zero_warn
+import lightning.pytorch.utilities.types
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from timm.optim import create_optimizer_v2
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torchgeo.datasets.utils import Sample
+from torchgeo.tasks import BaseTask
 
 from .. import schedules
+from ..callbacks.pixel_contract import see_pixels
+from ..distributed import global_means, world_size
+from ..metrics import RankMe
+from ..models.normalization import (
+    InputNormalization,
+    Pixels,
+    attach,
+    find_normalizations,
+    find_pixels,
+    leave_images,
+    note_pixels,
+)
+from ..networks import Student, Teacher
+from ..runs.collapse import CollapseAlarm
+from ..runs.data_wait import DataWait
+from ..runs.finite import require_finite
+from ..runs.interruption import SaveOnSigterm, refuse_old_run
+from ..runs.processes import OneModel
+from ..runs.randomness import seeded
+from ..transforms import TwoMaskedViews
+
+Pair = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -130,3 +160,316 @@ def _global_batch_size(trainer: Trainer) -> int:
             'of patches in a batch'
         )
     return int(batch_size) * trainer.world_size
+
+
+class PretrainingTask(BaseTask):
+    """The run of a task in which a student learns from two views and a moving teacher.
+
+    A subclass gives student, teacher, views and losses. Here is what happens in a step,
+    and what of it follows from how long the run is.
+    """
+
+    monitor = 'train_loss'
+
+    student: Student
+    teacher: Teacher
+    views: TwoMaskedViews
+    pixels: Pixels | None
+
+    def __init__(self) -> None:
+        """Initialize a new PretrainingTask instance."""
+        super().__init__()
+        self.seed = 0
+        self.schedules = PretrainingSchedules(self.hparams, self.hparams['lr'] or 0.0)
+        # images pass it on their way to the views; where the pixels that a backbone was
+        # trained on are known, a hook brings them to these
+        self.inputs = nn.Identity()
+
+    @abstractmethod
+    def compute_losses(
+        self,
+        views: Pair,
+        masks: Pair,
+        grids: Pair,
+        valid: Pair | None = None,
+        *,
+        teacher_temperature: float,
+    ) -> dict[str, Tensor]:
+        """Compute the losses of a batch, with their weighted sum as ``loss``."""
+
+    @abstractmethod
+    def update_teacher(self, momentum: float) -> None:
+        """Move the teacher's parameters towards the student's."""
+
+    def configure_metrics(self) -> None:
+        """Initialize the effective rank of the embedding."""
+        self.rank_me = RankMe()
+
+    # The run: one step, the teacher after it, validation on fixed views
+
+    def training_step(
+        self, batch: Sample, batch_idx: int, dataloader_idx: int = 0
+    ) -> Tensor:
+        """Compute the training loss and additional metrics.
+
+        Args:
+            batch: The output of your DataLoader.
+            batch_idx: Integer displaying index of this batch.
+            dataloader_idx: Index of the current dataloader.
+
+        Returns:
+            The loss tensor.
+
+        Raises:
+            ValueError: If the bands are not *in_channels*, or twice as many, if the
+                global batch is a single patch, or if the loss is not finite.
+        """
+        batch_size = len(batch['image'])
+        if batch_size * world_size() == 1:
+            raise ValueError(
+                'a global batch of one patch can not be trained on: raise batch_size, '
+                'or drop the last batch of an epoch'
+            )
+        temperature = self.current_teacher_temperature
+        numbers = self.seed, self.current_epoch, batch_idx, self.global_rank
+        batch['image'] = self.inputs(batch['image'])
+        with seeded(self.device, *numbers):
+            drawn = self.views(batch, self._dtype_of_views)
+        losses = self.compute_losses(*drawn, teacher_temperature=temperature)
+        means = global_means(losses)
+        require_finite(self.trainer, losses, means['loss'], batch)
+        self.log_dict(
+            {f'train_{name}': value for name, value in means.items()}
+            | {
+                'teacher_temperature': temperature,
+                'momentum': self.current_momentum,
+                'lr': self.optimizers().param_groups[0]['lr'],  # type: ignore[union-attr]
+            },
+            batch_size=batch_size,
+        )
+        return losses['loss']
+
+    @property
+    def _dtype_of_views(self) -> torch.dtype:
+        """That of the parameters, single precision at least."""
+        return torch.promote_types(self.student.mask_token.dtype, torch.float32)
+
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None
+    ) -> None:
+        """Update the student, and the teacher after it.
+
+        Args:
+            epoch: Current epoch.
+            batch_idx: Index of the current batch.
+            optimizer: The optimizer.
+            optimizer_closure: Computes the gradients.
+        """
+        momentum = self.current_momentum  # before the step is counted
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        self.update_teacher(momentum)
+        # Lightning would keep the gradients through the next forward pass
+        optimizer.zero_grad()
+
+    def validation_step(
+        self, batch: Sample, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Compute the losses on views and masks that are the same in each epoch.
+
+        Args:
+            batch: The output of your DataLoader.
+            batch_idx: Integer displaying index of this batch.
+            dataloader_idx: Index of the current dataloader.
+        """
+        batch['image'] = self.inputs(batch['image'])
+        with seeded(self.device, batch_idx):
+            drawn = self.views(batch, self._dtype_of_views)
+        losses = self.compute_losses(
+            *drawn, teacher_temperature=self.current_teacher_temperature
+        )
+        self.rank_me.update(self(drawn.views[0]))
+        self.log_dict(
+            {f'val_{name}': value for name, value in losses.items()},
+            batch_size=len(batch['image']),
+            sync_dist=True,
+        )
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the effective rank of the embedding."""
+        self.log('val_rank_me', self.rank_me.compute())
+        self.rank_me.reset()
+
+    def test_step(self, batch: Sample, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """No-op, does nothing."""
+
+    def predict_step(
+        self, batch: Sample, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """No-op, does nothing."""
+
+    # The optimizer, and the schedules that follow from the length of the run
+
+    def configure_optimizers(
+        self,
+    ) -> 'lightning.pytorch.utilities.types.OptimizerLRScheduler':
+        """Initialize the optimizer and the learning rate of each step.
+
+        Returns:
+            Optimizer and learning rate scheduler.
+
+        Raises:
+            ValueError: If the run has no end, or trains on one patch at a time.
+        """
+        self._plan()
+        if self.hparams['lr'] is None:
+            rank_zero_info(
+                f'lr = {self.schedules.lr:.3g}, for a global batch of '
+                f'{self.schedules.batch_size} patches'
+            )
+        optimizer = create_optimizer_v2(
+            self.student,
+            self.hparams['optimizer'],
+            lr=self.schedules.lr,
+            weight_decay=self.hparams['weight_decay'],
+        )
+
+        def factor(step: int) -> float:
+            return self.schedules.learning_rate(step) / self.schedules.lr
+
+        scheduler = LambdaLR(optimizer, factor)
+        return {
+            'optimizer': optimizer,
+            'lr_scheduler': {'scheduler': scheduler, 'interval': 'step'},
+        }
+
+    def _plan(self) -> None:
+        """Ask the trainer how long the run is."""
+        self.schedules = PretrainingSchedules.of_run(self.trainer, self.hparams)
+        self._planned = True
+
+    @property
+    def total_steps(self) -> int:
+        """Number of optimizer steps of the run."""
+        return self.schedules.total_steps
+
+    @property
+    def current_momentum(self) -> float:
+        """Momentum m(n) of the teacher's next update."""
+        return self.schedules.momentum(self.trainer.global_step)
+
+    @property
+    def current_teacher_temperature(self) -> float:
+        """Temperature T(e) of the teacher's assignments in this epoch."""
+        return self.schedules.teacher_temperature(self.current_epoch)
+
+    # What keeps the run safe
+
+    def prepare_data(self) -> None:
+        """Refuse to overwrite an earlier run, before anything is written."""
+        if self.trainer.training:
+            refuse_old_run(self.trainer)
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Watch the run, and save a checkpoint when a scheduler asks it to end.
+
+        Returns:
+            The callbacks that do.
+        """
+        inherited: Any = super().configure_callbacks()
+        own = OneModel(), SaveOnSigterm(), DataWait(), CollapseAlarm()
+        return [*inherited, *own]
+
+    def setup(self, stage: str) -> None:
+        """Compare the bands of the data module with those of the model.
+
+        Args:
+            stage: Either 'fit', 'validate', 'test', or 'predict'.
+
+        Raises:
+            ValueError: If they differ.
+        """
+        self._settled = self._planned = False
+        # the same in all processes; a checkpoint brings its own
+        self.seed = self.trainer.strategy.broadcast(torch.initial_seed())
+        datamodule = getattr(self.trainer, 'datamodule', None)
+        bands = getattr(datamodule, 'in_channels', None)
+        if bands is not None and bands != self.hparams['in_channels']:
+            raise ValueError(
+                f'in_channels={self.hparams["in_channels"]} of the model, but '
+                f'{type(datamodule).__name__} gives {bands} bands: set '
+                f'--model.init_args.in_channels {bands}'
+            )
+
+    def on_fit_start(self) -> None:
+        """Find out what the run is, and what the images are."""
+        if not self._planned:  # an optimizer was given: ours was not asked for
+            self._plan()
+            rank_zero_info(
+                'the optimizer is the one that was given: its learning rate and '
+                'schedule hold, and lr, min_lr, warmup_epochs, weight_decay and '
+                'optimizer of the task are not used; the teacher keeps its schedule'
+            )
+        self._settle_pixels('fit')
+
+    def on_validation_start(self) -> None:
+        """Find out what the images are, if no training has."""
+        self._settle_pixels('validate')
+
+    def _expect(self, pixels: Pixels) -> InputNormalization:
+        """Bring images to the pixels that the backbone was trained on."""
+        in_channels = self.hparams['in_channels']
+        hook = InputNormalization(type(self).__name__, in_channels, pixels)
+        attach(self, 'inputs', hook)
+        return hook
+
+    def _settle_pixels(self, stage: str) -> None:
+        """Find out which pixels the student sees, and choose the recipe for them, once.
+
+        The callback has decided before what is done to the images.
+        """
+        if self._settled:
+            return
+        self._settled = True
+        in_channels = self.hparams['in_channels']
+        hook = find_normalizations(self).get('inputs')
+        seen, reason = see_pixels(self.trainer, stage, in_channels, hook)
+        if stage == 'fit' and seen is not None:
+            self.pixels = seen
+            for network in (self.student, self.teacher):
+                note_pixels(network.backbone, seen)
+            if hook is None:  # for runs on other data that come after this one
+                trained = leave_images(in_channels, 'trained on these', fulfils=True)
+                self._expect(seen).decide(trained)
+        rank_zero_info(f'pixels: {reason}')
+        known: dict[str, Any] = {}
+        if seen is not None:
+            mean, std = seen.spread(in_channels)
+            known = {'mean': mean, 'std': std, 'unit': seen.unit}
+        rank_zero_info(f'views: {self.views.choose_recipe(**known)}')
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put the seed of the views and masks into a checkpoint.
+
+        Args:
+            checkpoint: The checkpoint.
+        """
+        checkpoint['seed'] = self.seed
+        if self.pixels is not None:
+            checkpoint['pixels'] = self.pixels.to_state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with the seed of a checkpoint.
+
+        Args:
+            checkpoint: The checkpoint.
+        """
+        self.seed = checkpoint.get('seed', self.seed)
+        pixels = find_pixels(checkpoint, {})
+        if pixels is not None:
+            self._expect(pixels)
+        if 'pixels' not in checkpoint:
+            found = 'not known' if pixels is None else 'those of the data module'
+            rank_zero_info(
+                "the checkpoint, of before version 0.2, lacks 'pixels': mean and std "
+                f'are {found}, the unit is not known'
+            )

@@ -21,8 +21,8 @@ default, and decoding decides. Printed are medians and the ratio of ours to Torc
 With ``--archive N`` it measures nothing but how long it takes to open an archive of N
 small files: without ``cache``, with it for the first time and for the second, and what
 another process takes to receive what the first found. For 10,000 files on a local disk
-that is 27 s, 29 s, 1.5 s and 0.6 s on two cores. The second start takes a twentieth of
-the first or less, also with ``min_valid``, for which the first decodes each of them.
+that is 27 s, 29 s, 1.5 s and 0.6 s on two cores. The second start takes less than a
+tenth of the first, also with ``min_valid``, for which the first decodes each of them.
 
 Where decoding decides, ``cache`` is what matters: 6 to 16 times TorchGeo's rate (and
 the first epoch, which fills it, takes about as long as without), while without it both

@@ -283,6 +283,23 @@ class TestChanges:
         assert_as_without(dataset, **arguments)
         assert len(counts['opened']) == 4  # the scene is looked at as a whole
 
+    def test_that_cannot_be_seen(
+        self, tmp_path: Path, looked: Counts, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """In a folder that may be entered, but not listed, files may come and go."""
+
+        def forbidden(folder: str) -> list[str]:
+            raise PermissionError(13, 'Permission denied', folder)
+
+        path = write_scene(tmp_path / 'data' / 'a.tif')
+        BlockCache(str(tmp_path / 'cache'))
+        for _ in range(2):
+            with monkeypatch.context() as patch:
+                patch.setattr('torchgeo_cmid.rasters.stamp.os.listdir', forbidden)
+                dataset, counts = start(looked, tmp_path, paths=path)
+            assert len(dataset) == 1
+            assert counts['opened'] == ['a.tif']
+
     def test_of_an_archive(self, tmp_path: Path, looked: Counts) -> None:
         path = write_scene(tmp_path / 'a.tif')
         for crs, expected in (('EPSG:32621', 1), ('EPSG:32621', 0), ('EPSG:32622', 1)):

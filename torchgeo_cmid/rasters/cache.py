@@ -159,7 +159,9 @@ class BlockCache:
             payload: What to keep.
         """
         if self._writable:
-            self._write(self._place(kind, key), _check(key, payload) + payload)
+            # after a crash of the machine it may not be whole, and that shows
+            content = _check(key, payload) + payload
+            self._write(self._place(kind, key), content, sync=False)
 
     def _place(self, kind: str, key: object) -> Path:
         """Name the file of something small."""
@@ -230,8 +232,8 @@ class BlockCache:
                 return False
         return True
 
-    def _write(self, path: Path, content: bytes) -> bool:
-        """Write a block whole or not at all, and tell whether it was."""
+    def _write(self, path: Path, content: bytes, sync: bool = True) -> bool:
+        """Write a file whole or not at all, and tell whether it was."""
         unfinished = self.folder / f'{UNFINISHED}{uuid4().hex}'
         try:
             if not self.folder.exists():  # deleted
@@ -245,8 +247,9 @@ class BlockCache:
             path.parent.mkdir(exist_ok=True)
             with unfinished.open('xb') as file:
                 file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
+                if sync:
+                    file.flush()
+                    os.fsync(file.fileno())
             unfinished.replace(path)
         except (FileNotFoundError, ValueError):  # deleted this moment
             return False

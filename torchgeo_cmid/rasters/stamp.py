@@ -54,7 +54,7 @@ class Stamps:
 
     def __init__(self) -> None:
         """Initialize a new Stamps instance."""
-        self._names: dict[str, list[tuple[str, str]]] = {}
+        self._names: dict[str, list[tuple[str, str]] | None] = {}
         self._first: dict[str, Seen | None] = {}
 
     def first(self, path: str) -> Seen | None:
@@ -96,9 +96,10 @@ class Stamps:
         if _stat(path) is None:
             return None
         if folder not in self._names:
-            names = os.listdir(folder or '.')
-            self._names[folder] = sorted((name.lower(), name) for name in names)
+            self._names[folder] = _list(folder or '.')
         known = self._names[folder]
+        if known is None:  # what lies beside it is not to be seen
+            return None
         stem = f'{os.path.splitext(name)[0].lower()}.'
         beside = {name}
         for lower, other in known[bisect_left(known, (stem, '')) :]:
@@ -111,6 +112,14 @@ class Stamps:
             if stat is not None:
                 seen.append((other, *stat))
         return tuple(seen)
+
+
+def _list(folder: str) -> list[tuple[str, str]] | None:
+    """List the files of a folder by their names in lower case, if that is allowed."""
+    try:
+        return sorted((name.lower(), name) for name in os.listdir(folder))
+    except OSError:
+        return None
 
 
 def _stat(path: str) -> tuple[int, int] | None:

@@ -4,10 +4,13 @@
 """A small run that tests start as a process of its own, to kill it."""
 
 import argparse
+import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 
@@ -67,14 +70,48 @@ def run(
         save_last=True,
     )
     callbacks = [checkpoints, *([Slow()] if slow else [])]
-    trainer = quiet_trainer(folder, max_epochs=2, callbacks=callbacks, **kwargs)
+    kwargs = {'max_epochs': 2} | kwargs
+    trainer = quiet_trainer(folder, callbacks=callbacks, **kwargs)
     trainer.fit(task, datamodule, ckpt_path=None if resume is None else str(resume))
     return task, trainer
+
+
+def die_in(moment: str) -> None:
+    """Be killed in the middle of writing the fourth checkpoint."""
+    save, fsync, replace = torch.save, os.fsync, Path.replace
+    written: list[str] = []
+
+    def die() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def saving(content: Any, file: Any) -> None:
+        save(content, file)
+        written.append(file.name)
+        if moment == 'write' and len(written) == 4:
+            file.truncate(5000)
+            die()
+
+    def flushing(descriptor: int) -> None:
+        if moment == 'flush' and len(written) == 4:
+            die()
+        fsync(descriptor)
+
+    def renaming(path: Path, target: Path) -> Path:
+        if moment == 'rename' and len(written) == 4:
+            die()
+        return replace(path, target)
+
+    torch.save, os.fsync = saving, flushing
+    Path.replace = renaming  # type: ignore[method-assign]
 
 
 if __name__ == '__main__':
     parser = argparse.ArgumentParser()
     parser.add_argument('scenes', type=Path)
     parser.add_argument('folder', type=Path)
+    parser.add_argument('--resume', type=Path)
+    parser.add_argument('--die-in', choices=['write', 'flush', 'rename'])
     args = parser.parse_args()
-    run(args.scenes, args.folder, slow=True)
+    if args.die_in:
+        die_in(args.die_in)
+    run(args.scenes, args.folder, args.resume, slow=not args.die_in)

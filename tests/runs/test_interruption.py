@@ -3,10 +3,12 @@
 
 """A run that was stopped ends bit for bit where one ends that was not."""
 
+import csv
 import errno
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,14 +17,15 @@ from typing import Any
 
 import pytest
 import torch
-from fsspec.implementations.local import LocalFileOpener
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torchgeo.main import main
 
 from tests.data.geotiff.data import generate
 from tests.runs.interrupted_run import STEPS, quiet_trainer, run
+from torchgeo_cmid.runs.interruption import clear_unfinished
 from torchgeo_cmid.tasks import CMID
 
 
@@ -135,15 +138,15 @@ class TestFiles:
         self, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """One clear error; what was written before is untouched, nothing half."""
-        write = LocalFileOpener.write
+        save = torch.save
 
-        def fail(self: Any, data: bytes) -> int:
-            if 'step=4' in self.path:
-                write(self, data[: len(data) // 2])
+        def fail(content: Any, file: Any) -> None:
+            save(content, file)
+            if 'step=4' in file.name:
+                file.truncate(1000)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            return int(write(self, data))
 
-        monkeypatch.setattr(LocalFileOpener, 'write', fail)
+        monkeypatch.setattr(torch, 'save', fail)
         with pytest.raises(
             OSError, match=r'No space left.*not written.*step=4'
         ) as error:
@@ -154,24 +157,99 @@ class TestFiles:
         last = torch.load(tmp_path / 'checkpoints' / 'last.ckpt', weights_only=True)
         assert last['global_step'] == 3
 
-    def test_killed_while_writing(
+    def test_written_beside_its_name_flushed_and_renamed(
         self, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A checkpoint gets its name only once it is whole; until then the old is."""
-        write, sizes = LocalFileOpener.write, []
+        """Regression: written in TMPDIR, and copied where that is another disk."""
+        done: list[tuple[str, str]] = []
+        fsync, replace = os.fsync, Path.replace
 
-        def look(self: Any, data: bytes) -> int:
-            written = int(write(self, data))
-            path = Path(self.path)
-            sizes.append((path.name, path.stat().st_size if path.exists() else None))
-            return written
+        def flushed(descriptor: int) -> None:
+            done.append(('fsync', Path(f'/proc/self/fd/{descriptor}').readlink().name))
+            fsync(descriptor)
 
-        monkeypatch.setattr(LocalFileOpener, 'write', look)
-        run(scenes, tmp_path, limit_train_batches=2)
-        last = [size for name, size in sizes if name == 'last.ckpt']
-        assert last[0] is None
-        assert all(size is not None and size > 1e6 for size in last[1:])
-        assert all(size is None for name, size in sizes if name != 'last.ckpt')
+        def renamed(path: Path, target: Path) -> Path:
+            assert path.parent == target.parent
+            assert torch.load(path, weights_only=True)  # whole before it gets its name
+            done.append(('rename', target.name))
+            return replace(path, target)
+
+        monkeypatch.setattr(os, 'fsync', flushed)
+        monkeypatch.setattr(Path, 'replace', renamed)
+        monkeypatch.setenv('TMPDIR', '/nowhere')
+        run(scenes, tmp_path, limit_train_batches=1)
+        names = [name for kind, name in done if kind == 'rename']
+        assert names[:2] == ['step=1.ckpt', 'last.ckpt']
+        for i, name in enumerate(names):
+            written, target, folder = done[3 * i : 3 * i + 3]
+            assert written[0] == folder[0] == 'fsync'
+            assert written[1].startswith(f'.unfinished-{name}')
+            assert target == ('rename', name)
+            assert folder[1] == 'checkpoints'
+
+    @pytest.mark.parametrize('moment', ['write', 'flush', 'rename'])
+    def test_killed_while_writing(
+        self, moment: str, scenes: Path, whole: Path, tmp_path: Path
+    ) -> None:
+        """The last good file is whole, what is half has no name, and goes at once."""
+        killed = subprocess.run(
+            [
+                sys.executable,
+                '-m',
+                'tests.runs.interrupted_run',
+                scenes,
+                tmp_path,
+                f'--die-in={moment}',
+            ],
+            check=False,
+            capture_output=True,
+        )
+        assert killed.returncode == -signal.SIGKILL
+        folder = tmp_path / 'checkpoints'
+        left = [path for path in folder.iterdir() if path.name.startswith('.')]
+        assert len(left) == 1
+        for path in folder.glob('*.ckpt'):
+            if path not in left:
+                assert torch.load(path, weights_only=True)['global_step']
+        run(scenes, tmp_path, folder / 'last.ckpt')
+        assert not [path for path in folder.iterdir() if path.name.startswith('.')]
+        (*_, last) = sorted(folder.glob('last*.ckpt'))
+        assert_equal(final_state(tmp_path, last.stem), final_state(whole))
+
+    def test_what_others_write_stays(self, tmp_path: Path) -> None:
+        host = socket.gethostname()
+        alive, elsewhere, ended = (
+            tmp_path / f'.unfinished-last.ckpt-{name}'
+            for name in (f'{host}-{os.getpid()}', f'other{host}-1', f'{host}-4194305')
+        )
+        elsewhere = tmp_path / '.unfinished-last.ckpt-another-4194305'
+        for path in (alive, elsewhere, ended):
+            path.touch()
+        clear_unfinished(tmp_path)
+        assert alive.exists()
+        assert elsewhere.exists()
+        assert not ended.exists()
+
+    def test_weights_that_are_not_finite(
+        self, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Regression: they replaced the last good file."""
+        update = CMID.update_teacher
+
+        def breaks(task: CMID, momentum: float) -> None:
+            update(task, momentum)
+            if task.trainer.global_step == 2:  # in the third
+                with torch.no_grad():
+                    task.student.backbone.conv1.weight[0] = torch.nan
+
+        monkeypatch.setattr(CMID, 'update_teacher', breaks)
+        with pytest.raises(
+            ValueError,
+            match=r'student\.backbone\.conv1\.weight .* at step 3: .*untouched',
+        ):
+            run(scenes, tmp_path)
+        last = torch.load(tmp_path / 'checkpoints' / 'last.ckpt', weights_only=True)
+        assert last['global_step'] == 2
 
     def arguments(self, scenes: Path, folder: Path) -> list[str]:
         return [
@@ -214,6 +292,65 @@ class TestFiles:
         with pytest.raises(FileExistsError, match=r'config\.yaml'):
             main(self.arguments(scenes, tmp_path))
         assert (tmp_path / 'config.yaml').read_text() == 'mine'
+
+
+class TestEarlierFiles:
+    """Regression: validating rewrote config.yaml, resuming lost rows of metrics.csv."""
+
+    def command(self, scenes: Path, folder: Path, what: str = 'fit') -> list[str]:
+        arguments = TestFiles().arguments(scenes, folder)
+        kept = [a for a in arguments if not a.startswith('--trainer.logger')][1:]
+        return [
+            what,
+            *kept,
+            '--data.length=4',
+            '--trainer.logger=CSVLogger',
+            f'--trainer.logger.save_dir={folder}',
+            '--trainer.logger.name=run',
+            '--trainer.logger.version=0',
+            '--trainer.log_every_n_steps=1',
+        ]
+
+    def rows(self, folder: Path) -> list[dict[str, str]]:
+        with (folder / 'run' / 'version_0' / 'metrics.csv').open() as file:
+            return list(csv.DictReader(file))
+
+    def test_resume(self, scenes: Path, tmp_path: Path) -> None:
+        main([*self.command(scenes, tmp_path / 'whole'), '--trainer.max_epochs=3'])
+        expected = self.rows(tmp_path / 'whole')
+        folder = tmp_path / 'parts'
+        main([*self.command(scenes, folder), '--trainer.max_epochs=2'])
+        config = (folder / 'run/version_0/config.yaml').read_bytes()
+        started = self.rows(folder)
+        first = next((folder / 'run/version_0/checkpoints').glob('*.ckpt'))
+        for epochs in (2, 3):  # from its end, too: nothing is trained
+            resume = [f'--trainer.max_epochs={epochs}', f'--ckpt_path={first}']
+            main([*self.command(scenes, folder), *resume])
+        found = self.rows(folder)
+        assert [row['step'] for row in found] == [row['step'] for row in expected]
+        for row, before in zip(found, started, strict=False):
+            assert {name: row[name] for name in before} == before
+        assert (folder / 'run/version_0/config.yaml').read_bytes() == config
+        assert (folder / 'run/version_0/config-1.yaml').exists()
+
+    @pytest.mark.parametrize('what', ['validate', 'test'])
+    def test_evaluation(self, what: str, scenes: Path, tmp_path: Path) -> None:
+        main(self.command(scenes, tmp_path))
+        run_folder = tmp_path / 'run' / 'version_0'
+        before = {p: p.read_bytes() for p in run_folder.rglob('*') if p.is_file()}
+        rows = self.rows(tmp_path)
+        command = self.command(scenes, tmp_path, what)
+        command = [a for a in command if not a.startswith('--trainer.max_epochs')]
+        checkpoint = next(run_folder.rglob('*.ckpt'))
+        if what == 'test':  # our data module has no test part
+            with pytest.raises(MisconfigurationException):
+                main([*command, f'--ckpt_path={checkpoint}', '--model.size=64'])
+        else:
+            main([*command, f'--ckpt_path={checkpoint}'])
+        for path, content in before.items():
+            if path.name != 'metrics.csv':
+                assert path.read_bytes() == content, path
+        assert self.rows(tmp_path)[: len(rows)] == rows
 
 
 def test_stock_modules_resume_at_an_epoch(tmp_path: Path) -> None:

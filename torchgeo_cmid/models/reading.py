@@ -6,6 +6,7 @@
 import os
 import pickle
 import struct
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,8 @@ def read_weights(path: str | os.PathLike[str], weights_only: bool = True) -> Any
         path: The file: of :func:`torch.save`, or with the suffix ``.safetensors``.
         weights_only: Refuse a file that pickles anything but tensors and plain values.
             The full published files do pickle foreign classes: with False these are
-            replaced by empty stand-ins, no code of theirs is imported or run.
+            replaced by empty stand-ins, no code of theirs is imported or run. (In
+            torch's zip files only: what is older is always read safely.)
 
     Returns:
         What the file holds, on the CPU.
@@ -43,8 +45,9 @@ def read_weights(path: str | os.PathLike[str], weights_only: bool = True) -> Any
             unsafe while *weights_only*.
     """
     with Path(path).open('rb') as file:
-        start = file.read(512).lstrip()
-    if start.startswith(b'<'):
+        start = file.read(512)
+    in_zip = start.startswith(b'PK\x03\x04')  # as torch looks
+    if start.lstrip().startswith(b'<'):
         raise ValueError(
             f"'{path}' is a web page, no weights: the link it was fetched from has "
             'died. Remove it, and fetch the file from another place'
@@ -52,19 +55,27 @@ def read_weights(path: str | os.PathLike[str], weights_only: bool = True) -> Any
     try:
         if Path(path).suffix == '.safetensors':
             return load_file(path)
-        if weights_only:
+        # of other files torch reads a part by the stock `pickle.load`, which runs it
+        if weights_only or not in_zip:
             return torch.load(path, map_location='cpu', weights_only=True)
+        _refuse_script(path)
         return torch.load(
             path, map_location='cpu', weights_only=False, pickle_module=_StandIns
         )
     except pickle.UnpicklingError as error:
-        if weights_only and 'Unsupported' in str(error):
+        if in_zip and 'Unsupported' in str(error):
             raise ValueError(
                 f"'{path}' pickles objects that are no tensors, as the full published "
                 'files do. If you trust its source, read it once with '
                 'weights_only=False, by CMID.load_official_checkpoint or by '
                 'torchgeo_cmid.models.export_backbone: foreign classes are then '
                 'replaced by empty stand-ins.'
+            ) from error
+        if 'Unsupported' in str(error):
+            raise ValueError(
+                f"'{path}' pickles objects that are no tensors, and its format can not "
+                'be read without running them: get it as a file of torch.save since '
+                'torch 1.6, or as safetensors'
             ) from error
         raise _no_checkpoint(path, error) from error
     except _PARSER_ERRORS as error:
@@ -90,6 +101,16 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
             return dict(file.metadata() or {})
     except SafetensorError as error:
         raise _no_checkpoint(path, error) from error
+
+
+def _refuse_script(path: str | os.PathLike[str]) -> None:
+    """Refuse a TorchScript program, which torch would load as one."""
+    with zipfile.ZipFile(path) as archive:
+        if any(name.endswith('constants.pkl') for name in archive.namelist()):
+            raise ValueError(
+                f"'{path}' is a TorchScript program, no weights: save its state_dict() "
+                'with torch.save'
+            )
 
 
 def _no_checkpoint(path: str | os.PathLike[str], error: Exception) -> ValueError:
@@ -138,5 +159,3 @@ class _StandIns:
             if name in _TENSOR_GLOBALS.get(module, ()):
                 return super().find_class(module, name)
             return _StandIn
-
-    load = staticmethod(pickle.load)

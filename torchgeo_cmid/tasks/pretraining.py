@@ -21,7 +21,7 @@ from torchgeo.tasks import BaseTask
 
 from .. import schedules
 from ..callbacks.pixel_contract import see_pixels
-from ..distributed import global_means, world_size
+from ..distributed import global_mean, global_means, world_size
 from ..metrics import RankMe
 from ..models.normalization import (
     InputNormalization,
@@ -36,7 +36,12 @@ from ..networks import Student, Teacher
 from ..runs.collapse import CollapseAlarm
 from ..runs.data_wait import DataWait
 from ..runs.finite import require_finite
-from ..runs.interruption import SaveOnSigterm, refuse_old_run
+from ..runs.interruption import (
+    KeepEarlierFiles,
+    SaveOnSigterm,
+    keep_earlier_files,
+    refuse_old_run,
+)
 from ..runs.processes import OneModel
 from ..runs.randomness import seeded
 from ..transforms import TwoMaskedViews
@@ -180,6 +185,8 @@ class PretrainingTask(BaseTask):
         """Initialize a new PretrainingTask instance."""
         super().__init__()
         self.seed = 0
+        self._drawn = {'epoch': 0, 'batches': 0}
+        self._gradients: dict[str, Tensor] = {}
         self.schedules = PretrainingSchedules(self.hparams, self.hparams['lr'] or 0.0)
         # images pass it on their way to the views; where the pixels that a backbone was
         # trained on are known, a hook brings them to these
@@ -231,7 +238,7 @@ class PretrainingTask(BaseTask):
                 'or drop the last batch of an epoch'
             )
         temperature = self.current_teacher_temperature
-        numbers = self.seed, self.current_epoch, batch_idx, self.global_rank
+        numbers = self.seed, self.current_epoch, self._count_batch(), self.global_rank
         batch['image'] = self.inputs(batch['image'])
         with seeded(self.device, *numbers):
             drawn = self.views(batch, self._dtype_of_views)
@@ -248,6 +255,17 @@ class PretrainingTask(BaseTask):
             batch_size=batch_size,
         )
         return losses['loss']
+
+    def _count_batch(self) -> int:
+        """Number the batches of an epoch, in a run that goes on from anywhere.
+
+        Lightning's *batch_idx* begins at 0 again in an epoch that is resumed.
+        """
+        if self._drawn['epoch'] != self.current_epoch:
+            self._drawn = {'epoch': self.current_epoch, 'batches': 0}
+        number = self._drawn['batches']
+        self._drawn['batches'] += 1
+        return number
 
     @property
     def _dtype_of_views(self) -> torch.dtype:
@@ -365,9 +383,10 @@ class PretrainingTask(BaseTask):
     # What keeps the run safe
 
     def prepare_data(self) -> None:
-        """Refuse to overwrite an earlier run, before anything is written."""
+        """Look after the files of an earlier run, before anything is written."""
         if self.trainer.training:
             refuse_old_run(self.trainer)
+        keep_earlier_files(self.trainer)
 
     def configure_callbacks(self) -> list[Callback]:
         """Watch the run, and save a checkpoint when a scheduler asks it to end.
@@ -376,7 +395,13 @@ class PretrainingTask(BaseTask):
             The callbacks that do.
         """
         inherited: Any = super().configure_callbacks()
-        own = OneModel(), SaveOnSigterm(), DataWait(), CollapseAlarm()
+        own = (
+            OneModel(),
+            SaveOnSigterm(),
+            KeepEarlierFiles(),
+            DataWait(),
+            CollapseAlarm(),
+        )
         return [*inherited, *own]
 
     def setup(self, stage: str) -> None:
@@ -410,6 +435,13 @@ class PretrainingTask(BaseTask):
                 'optimizer of the task are not used; the teacher keeps its schedule'
             )
         self._settle_pixels('fit')
+
+    def on_train_start(self) -> None:
+        """Go on within a step of several batches."""
+        for name, gradient in self._gradients.items():
+            parameter = self.student.get_parameter(name)
+            parameter.grad = gradient.to(parameter)
+        self._gradients = {}
 
     def on_validation_start(self) -> None:
         """Find out what the images are, if no training has."""
@@ -448,22 +480,36 @@ class PretrainingTask(BaseTask):
         rank_zero_info(f'views: {self.views.choose_recipe(**known)}')
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put the seed of the views and masks into a checkpoint.
+        """Put what views and masks follow from into a checkpoint, and the pixels.
 
         Args:
             checkpoint: The checkpoint.
         """
         checkpoint['seed'] = self.seed
+        checkpoint['drawn'] = dict(self._drawn)
+        gradients = {  # of the batches of a step that is not complete
+            name: global_mean(parameter.grad)
+            for name, parameter in self.student.named_parameters()
+            if parameter.grad is not None
+        }
+        if gradients:
+            checkpoint['gradients'] = gradients
         if self.pixels is not None:
             checkpoint['pixels'] = self.pixels.to_state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with the seed of a checkpoint.
+        """Go on with the views, masks and pixels of a checkpoint.
 
         Args:
             checkpoint: The checkpoint.
         """
         self.seed = checkpoint.get('seed', self.seed)
+        self._gradients = checkpoint.get('gradients', {})
+        loops = checkpoint['loops']['fit_loop']['epoch_loop.batch_progress']
+        self._drawn = checkpoint.get(
+            'drawn',  # Lightning's own number, before version 0.2
+            {'epoch': checkpoint['epoch'], 'batches': loops['current']['ready']},
+        )
         pixels = find_pixels(checkpoint, {})
         if pixels is not None:
             self._expect(pixels)

@@ -111,9 +111,7 @@ def fit(folder: Path, task: LightningModule, *data: Any, **kwargs: Any) -> list[
 
 class TestDataWait:
     @pytest.mark.parametrize(('every', 'number'), [(1, 5), (2, 2), (5, 1)])
-    def test_share(
-        self, tmp_path: Path, clock: Clock, every: int, number: int
-    ) -> None:
+    def test_share(self, tmp_path: Path, clock: Clock, every: int, number: int) -> None:
         """Three seconds of each four, in each step that is logged."""
         data = DataLoader(Slow(clock, 6), batch_size=None)
         waits = fit(tmp_path, Task(clock), data, log_every_n_steps=every)

@@ -77,10 +77,7 @@ class GlobalBatchNorm(nn.Module):
             self.num_batches_tracked.add_(1)
             if momentum is None:  # the mean over all batches so far
                 momentum = 1 / int(self.num_batches_tracked)
-        for running, value in (
-            (self.running_mean, mean),
-            (self.running_var, variance),
-        ):
+        for running, value in ((self.running_mean, mean), (self.running_var, variance)):
             if running is not None:
                 running.lerp_(value.to(running), momentum or 0.0)
 

@@ -11,6 +11,7 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 from torchgeo_cmid.distributed import (
+    GlobalCounts,
     batch_share,
     gather_batch,
     global_mean,
@@ -65,6 +66,14 @@ def check_uneven(rank: int) -> None:
     share = batch_share(torch.tensor(3.0 - 2 * rank))
     assert share == (1.5, 0.5)[rank]
     assert batch_share(torch.tensor(0.0)) == 0
+    # x + (mean - x) would round to another number on each process
+    generator = torch.Generator().manual_seed(rank)
+    exact = gather_batch(global_mean(torch.randn(1, 1000, generator=generator)))
+    assert torch.equal(exact[0], exact[1])
+    counts = GlobalCounts({'a': torch.tensor(3 - 2 * rank), 'b': torch.tensor(7)})
+    assert counts.share('a') == (1.5, 0.5)[rank]
+    assert counts.share('b') == 1
+    assert counts.of_each('a') == [3, 1]
     means = global_means({'a': torch.tensor(2.0 * rank), 'b': torch.tensor(3)})
     assert {name: float(value) for name, value in means.items()} == {'a': 1, 'b': 3}
 

@@ -3,7 +3,7 @@
 
 """Means and batches over all processes; with one process they do nothing."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,20 @@ def world_size() -> int:
         The size of the default process group, 1 without one.
     """
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+class _GlobalMean(torch.autograd.Function):
+    """Mean over all processes, the same bit for bit; each keeps its own gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        mean = x.clone()
+        dist.all_reduce(mean)
+        return mean.div_(world_size())
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad
 
 
 def global_mean(x: Tensor) -> Tensor:
@@ -35,10 +49,8 @@ def global_mean(x: Tensor) -> Tensor:
     """
     if world_size() == 1:
         return x
-    mean = x.detach().clone()
-    dist.all_reduce(mean)
-    mean /= world_size()
-    return x + (mean - x.detach())
+    mean: Tensor = _GlobalMean.apply(x)
+    return mean
 
 
 @torch.no_grad()
@@ -58,16 +70,68 @@ def batch_share(count: Tensor) -> Tensor:
     return count / mean.clamp(min=torch.finfo(mean.dtype).tiny)
 
 
-def batch_mean(x: Tensor) -> Tensor:
+def batch_mean(x: Tensor, share: Tensor | None = None) -> Tensor:
     """Mean over the local batch, as a part of that over the global batch.
 
     Args:
         x: Local batch, (B, ...); B may differ, as in the last batch of an epoch.
+        share: Weight of this process's batch, (), see :func:`batch_share`. None: it is
+            found out.
 
     Returns:
         Mean, (...), whose mean over all processes is that of the global batch.
     """
-    return x.mean(dim=0) * batch_share(x.new_full((), len(x)))
+    if share is None:
+        share = batch_share(x.new_full((), len(x)))
+    return x.mean(dim=0) * share.to(x)
+
+
+class GlobalCounts:
+    """Numbers of items on each process, exchanged in one message.
+
+    What is known before the first loss, such as the patches of a batch and the pixels
+    that are masked, so that no loss has to ask the other processes for one number.
+    """
+
+    @torch.no_grad()
+    def __init__(self, counts: Mapping[str, Tensor]) -> None:
+        """Tell all processes.
+
+        Args:
+            counts: Numbers by name, () each, whole, the same names on every process.
+        """
+        own = torch.stack([count.to(torch.int64) for count in counts.values()])
+        self._names = {name: i for i, name in enumerate(counts)}
+        rows = [own]
+        if world_size() > 1:
+            rows = [torch.empty_like(own) for _ in range(world_size())]
+            dist.all_gather(rows, own)
+        self._own, self._all = own, torch.stack(rows)  # (names), (processes, names)
+
+    def share(self, name: str) -> Tensor:
+        """Weight that makes means over this process's items parts of the global mean.
+
+        Args:
+            name: Name of the items.
+
+        Returns:
+            As of :func:`batch_share`, (): exactly 1 where all processes have as many.
+        """
+        column = self._all[:, self._names[name]]
+        own = self._own[self._names[name]] * len(column)
+        return own / column.sum().clamp(min=1)
+
+    def of_each(self, name: str) -> list[int]:
+        """Numbers of all processes.
+
+        Args:
+            name: Name of the items.
+
+        Returns:
+            The numbers in the order of the ranks.
+        """
+        numbers: list[int] = self._all[:, self._names[name]].tolist()
+        return numbers
 
 
 def global_means(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -85,11 +149,12 @@ def global_means(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def gather_batch(x: Tensor) -> Tensor:
+def gather_batch(x: Tensor, sizes: Sequence[int] | None = None) -> Tensor:
     """Concatenate the batches of all processes, in the order of their ranks.
 
     Args:
         x: Local batch, (B, ...); B may differ, as in the last batch of an epoch.
+        sizes: The B of each process. None: they are found out.
 
     Returns:
         Global batch, (sum of all B, ...), without gradient.
@@ -97,10 +162,9 @@ def gather_batch(x: Tensor) -> Tensor:
     x = x.detach()
     if world_size() == 1:
         return x
-    length = torch.tensor([len(x)], device=x.device)
-    lengths = [torch.empty_like(length) for _ in range(world_size())]
-    dist.all_gather(lengths, length)
-    sizes = [int(length) for length in lengths]
+    if sizes is None:
+        length = torch.tensor(len(x), device=x.device)
+        sizes = GlobalCounts({'batch': length}).of_each('batch')
     # all processes have to send as much
     padded = x.new_zeros(max(sizes), *x.shape[1:])
     padded[: len(x)] = x

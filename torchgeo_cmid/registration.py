@@ -6,7 +6,8 @@
 TorchGeo's command line finds a task or a data module by its class name, among the
 subclasses of ``BaseTask`` and ``BaseDataModule`` that have been imported: there it is
 enough to import ours. Models and weights go into the tables of TorchGeo, timm and smp,
-and functions that refuse them are wrapped: three of TorchGeo, one of kornia.
+and functions that refuse them, or must know of pixels, are wrapped: five of TorchGeo,
+one of kornia.
 """
 
 import difflib
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+    from torchgeo.tasks import BaseTask
     from torchvision.models._api import WeightsEnum
 
 
@@ -45,12 +47,10 @@ def _register_models() -> None:
     from torchgeo.models import api
 
     from .models import published, transfer
+    from .models.architectures import ARCHITECTURES
 
-    for model, weights in (
-        (transfer.cmid_resnet50, published.CMIDResNet50_Weights),
-        (transfer.cmid_swin_b, published.CMIDSwinB_Weights),
-    ):
-        name = model.__name__
+    for name in ARCHITECTURES:
+        model, weights = transfer.MODELS[name], published.WEIGHTS[name]
         api._model[name] = model
         api._model_weights[model] = api._model_weights[name] = weights
         if not timm.is_model(name):
@@ -65,12 +65,14 @@ def _register_models() -> None:
 
 def _register_tasks() -> None:
     """Let the command line find our tasks, and stock tasks load our weights."""
-    from torchgeo.tasks import utils
+    from torchgeo.tasks import BaseTask, utils
 
     from . import tasks  # noqa: F401
 
     _wrap(_load_state_dict, utils)
     _wrap(_extract_backbone, utils)
+    _wrap(_configure_callbacks, BaseTask)
+    _wrap(_on_load_checkpoint, BaseTask)
 
 
 # The modules of TorchGeo that get something from us -> what brings it.
@@ -147,18 +149,25 @@ def _load_state_dict(
     """Load strictly into the models of ours; TorchGeo fails on a Swin's classifier."""
     from torchgeo.tasks.utils import _get_input_layer_name_and_module
 
-    from .models.loading import load_strictly
+    from .models.loading import BackboneState, load_strictly
+    from .models.normalization import note_pixels
+    from .models.transfer import follow_pixels
 
     if hasattr(model, 'input_normalization'):
         name = model.pretrained_cfg['architecture']  # type: ignore[index]
-        return load_strictly(model, state_dict, f'weights of {name}'), []
+        head = load_strictly(model, state_dict, f'weights of {name}')
+        follow_pixels(model, state_dict)
+        return head, []
     stem = f'{_get_input_layer_name_and_module(model)[0]}.weight'
     if stem not in state_dict:
         raise ValueError(
             f'the weights have no tensor {stem}: they belong to another backbone than '
             f'{type(model).__name__}; theirs begin with {", ".join([*state_dict][:3])}'
         )
-    return original(model, state_dict)
+    loaded = original(model, state_dict)
+    if isinstance(state_dict, BackboneState) and state_dict.pixels is not None:
+        note_pixels(model, state_dict.pixels)
+    return loaded
 
 
 def _extract_backbone(
@@ -166,13 +175,31 @@ def _extract_backbone(
 ) -> tuple[str, dict[str, 'Tensor']]:
     """Read files that TorchGeo has no layout for: of ours, and the published ones."""
     from .models.loading import extract_backbone, is_ours
-    from .models.reading import read_weights
+    from .models.reading import read_metadata, read_weights
 
     checkpoint = read_weights(path)
-    if is_ours(checkpoint):
-        name = str(checkpoint['hyper_parameters']['model'])
-    elif isinstance(checkpoint, dict) and 'hyper_parameters' not in checkpoint:
-        name = ''
-    else:
+    if not is_ours(checkpoint) and 'hyper_parameters' in checkpoint:
         return original(path)
-    return name, extract_backbone(checkpoint, path)
+    state = extract_backbone(checkpoint, path, metadata=read_metadata(path))
+    return state.model or '', state
+
+
+def _configure_callbacks(original: Callable[..., Any], self: 'BaseTask') -> Any:
+    """Bring images to the pixels that the weights of any task were trained on."""
+    from .callbacks import PixelContract
+
+    callbacks = original(self)
+    there = [*callbacks, *self.trainer.callbacks]  # type: ignore[attr-defined]
+    if any(isinstance(callback, PixelContract) for callback in there):
+        return callbacks
+    return [*callbacks, PixelContract()]
+
+
+def _on_load_checkpoint(
+    original: Callable[..., None], self: 'BaseTask', checkpoint: dict[str, Any]
+) -> None:
+    """Do to images what was done to them when a checkpoint was made."""
+    from .callbacks.pixel_contract import restore_decisions
+
+    original(self, checkpoint)
+    restore_decisions(self, checkpoint)

@@ -18,6 +18,12 @@ the same patches. All share one size of GDAL's block cache: its default (5 % of 
 memory) holds the scenes; with ``--cache 64`` they are to it what an archive is to the
 default, and decoding decides. Printed are medians and the ratio of ours to TorchGeo's.
 
+With ``--archive N`` it measures nothing but how long it takes to open an archive of N
+small files: without ``cache``, with it for the first time and for the second, and what
+another process takes to receive what the first found. For 10,000 files on a local disk
+that is 27 s, 29 s, 1.5 s and 0.6 s on two cores. The second start takes less than a
+tenth of the first, also with ``min_valid``, for which the first decodes each of them.
+
 Where decoding decides, ``cache`` is what matters: 6 to 16 times TorchGeo's rate (and
 the first epoch, which fills it, takes about as long as without), while without it both
 wait for the same decoder. Then the layout: tiles before strips, which are decoded in
@@ -25,10 +31,12 @@ full width. Where the scenes fit GDAL's cache, open files that are used again ma
 
     python experiments/benchmarks/data.py --settings
     python experiments/benchmarks/data.py --settings --cache 64
+    python experiments/benchmarks/data.py --archive 10000
 """
 
 import argparse
 import os
+import pickle
 import platform
 import statistics
 import tempfile
@@ -206,6 +214,60 @@ def epoch(batches: DataLoader[Any], number: int) -> float:
     return time.perf_counter() - start
 
 
+def measure_archive(folder: Path, number: int) -> None:
+    """Measure and print how long it takes to open an archive of small files.
+
+    Args:
+        folder: Folder to write to.
+        number: Number of files.
+    """
+    write_archive(folder / 'files', number)
+    names = f'{"none/s":>10}{"first/s":>10}{"second/s":>10}{"ratio":>8}{"given/s":>10}'
+    print(f'{"":30}{names}')
+    for min_valid in (0.0, 0.5):
+        cache = str(folder / f'cache {min_valid}')
+        seconds = []
+        for name in (None, cache, cache):
+            start = time.perf_counter()
+            scenes = Scenes(folder / 'files', min_valid=min_valid, cache=name)
+            seconds.append(time.perf_counter() - start)
+        none, first, second = seconds
+        start = time.perf_counter()
+        assert len(pickle.loads(pickle.dumps(scenes))) == number
+        given = time.perf_counter() - start
+        title = f'{number} files, min_valid={min_valid}'
+        print(
+            f'{title:30}{none:10.2f}{first:10.2f}{second:10.2f}{first / second:8.1f}'
+            f'{given:10.2f}'
+        )
+
+
+def write_archive(root: Path, number: int) -> None:
+    """Write small files side by side, in four zones.
+
+    Args:
+        root: Folder to write to.
+        number: Number of files.
+    """
+    root.mkdir()
+    image = np.random.default_rng(0).integers(0, 5000, (3, 64, 64)).astype(np.uint16)
+    for i in range(number):
+        row, col = divmod(i, 100)
+        with rasterio.open(
+            root / f'{i:06d}.tif',
+            'w',
+            driver='GTiff',
+            count=3,
+            height=64,
+            width=64,
+            dtype='uint16',
+            nodata=0,
+            crs=f'EPSG:{32621 + i % 4}',
+            transform=Affine(10, 0, 3e5 + 700 * col, 0, -10, 7.2e6 - 700 * row),
+        ) as file:
+            file.write(image)
+
+
 def show(title: str, rates: dict[str, list[float]], base: str) -> None:
     """Print a row for each contestant."""
     reference = statistics.median(rates[base][1:])
@@ -231,7 +293,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument('--pixels', type=int, default=2**26, help='values of a scene')
     parser.add_argument('--cache', default='5%', help='GDAL_CACHEMAX, in MB or %%')
     parser.add_argument('--settings', action='store_true', help='what matters')
+    parser.add_argument('--archive', type=int, help='files, opened and nothing else')
     args = parser.parse_args(arguments)
+    if args.archive is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            measure_archive(Path(folder), args.archive)
+        return
     # more workers than cores are asked for on purpose
     warnings.filterwarnings('ignore', 'This DataLoader will create')
 

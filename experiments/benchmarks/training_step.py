@@ -49,10 +49,10 @@ class Bench:
         )
         shape = (args.batch_size, args.bands, args.size, args.size)
         self.patches = torch.rand(shape, device=self.device)
-        self.task.augmentations = default_views(
-            args.size, args.bands, observed=(0.0, 1.0)
-        )[0].to(self.device)
-        self.given = self.task.draw_views((self.patches, self.patches))
+        self.task.views.augmentations = default_views(args.size, args.bands, unit=1.0)[
+            0
+        ].to(self.device)
+        self.given = self.task.views({'image': self.patches})
 
     def _synchronize(self) -> None:
         if self.device.type == 'cuda':
@@ -68,7 +68,7 @@ class Bench:
 
     def step_with_views(self) -> None:
         """A training step that draws its views."""
-        self.given = self.task.draw_views((self.patches, self.patches))
+        self.given = self.task.views({'image': self.patches})
         self.step()
 
     def make_floor(self, model: str, bands: int) -> Callable[[], None]:

@@ -3,7 +3,9 @@
 
 """The data module feeds Lightning, keeps its statistics, and refuses bad input."""
 
+import inspect
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +13,15 @@ import numpy as np
 import pytest
 import rasterio
 import torch
+from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from torchgeo.datasets.utils import Sample
 
-from tests.data.geotiff.data import generate, write_scene
+from tests.data.geotiff.data import ORIGIN, generate, write_scene
 from torchgeo_cmid.datamodules import OlindaDataModule, RasterFolderDataModule
+from torchgeo_cmid.datasets import Scenes, Sensor, decode_crs
 
 
 class Recorder(LightningModule):
@@ -58,6 +62,7 @@ def fit(
     ckpt_path: Path | None = None,
     max_epochs: int = 2,
     logger: bool = True,
+    precision: Any = '32-true',
     **arguments: Any,
 ) -> tuple[Recorder, Trainer]:
     """Train on the scenes of a folder and write below its sister ``runs``."""
@@ -67,6 +72,7 @@ def fit(
     trainer = Trainer(
         accelerator='cpu',
         max_epochs=max_epochs,
+        precision=precision,
         logger=CSVLogger(runs) if logger else False,
         default_root_dir=runs,
         enable_progress_bar=False,
@@ -97,7 +103,9 @@ class TestFit:
         task, _ = fit(scenes)
         assert len(task.train_batches) == 2 * 2
         for batch in task.train_batches:
-            assert set(batch) == {'image', 'valid', 'bounds', 'transform'}
+            assert set(batch) == {
+                *('image', 'valid', 'patch', 'crs', 'bounds', 'transform')
+            }
             assert batch['image'].shape == (8, 3, 32, 32)
             assert batch['valid'].shape == (8, 1, 32, 32)
             assert batch['valid'].dtype == torch.bool
@@ -121,6 +129,26 @@ class TestFit:
         assert set(result) == set(expected)
         for key, value in expected.items():
             torch.testing.assert_close(result[key], value)
+
+    @pytest.mark.parametrize('precision', ['32-true', '16-true', 'bf16-true'])
+    def test_addresses_survive_every_precision(
+        self, scenes: Path, precision: Any
+    ) -> None:
+        """Floats of a batch are cast; where its patches lie is exact all the same."""
+        task, trainer = fit(scenes, max_epochs=1, precision=precision)
+        dataset: Scenes = trainer.datamodule.scenes  # type: ignore[attr-defined]
+        for batch in task.train_batches + task.val_batches:
+            assert batch['patch'].dtype == torch.int64
+            for i, patch in enumerate(batch['patch']):
+                scene = dataset.scenes[patch[0]]
+                assert decode_crs(batch['crs'][i]) == scene.crs
+                place = dataset.georeference(patch, batch['image'].shape[-1])
+                corner = scene.transform @ (int(patch[2]), int(patch[1]))
+                assert place.transform @ (0, 0) == corner
+        drawn = torch.cat([batch['patch'] for batch in task.train_batches])
+        sampler = trainer.datamodule.train_sampler  # type: ignore[attr-defined]
+        sampler.set_epoch(0)
+        assert drawn.tolist() == [list(patch) for patch in sampler]
 
     def test_validation_is_the_same_every_epoch_and_apart(self, scenes: Path) -> None:
         task, _ = fit(scenes, length=128)
@@ -201,31 +229,6 @@ class TestReproducibility:
         module = second.datamodule  # type: ignore[attr-defined]
         assert module.mean.tolist() == [0, 0, 0]
         assert trainer.datamodule.mean.min() > 0  # type: ignore[attr-defined]
-
-    def test_processes_take_shares_of_one_draw(self, scenes: Path) -> None:
-        class Strategy:
-            def broadcast(self, value: Any) -> Any:
-                return 7 if value is None or isinstance(value, int) else value
-
-        class Rank:
-            world_size = 2
-            strategy = Strategy()
-
-            def __init__(self, rank: int) -> None:
-                """Be the trainer of one of two processes."""
-                self.global_rank = rank
-                self.is_global_zero = rank == 0
-
-        modules = [data_module(scenes), data_module(scenes)]
-        for rank, module in enumerate(modules):
-            module.trainer = Rank(rank)  # type: ignore[assignment]
-            module.setup('fit')
-            assert module.seed == 7
-        first, second = (list(module.train_sampler) for module in modules)
-        assert len(first) == len(second) == 8
-        assert not set(first) & set(second)
-        assert modules[0]._estimate() is not None
-        assert modules[1]._estimate() is None
 
 
 class TestStatistics:
@@ -384,12 +387,113 @@ class TestArguments:
         with pytest.raises(ValueError, match='no valid pixel'):
             module.train_dataloader()
 
+    def test_those_of_the_scenes_are_attributes(self, scenes: Path) -> None:
+        """Kept once: what is read and set here is what the scenes get."""
+        module = data_module(scenes, bands=[3, 1], min_valid=0.25)
+        assert module.paths == str(scenes)
+        assert module.bands == [3, 1]
+        assert module.min_valid == 0.25
+        assert (module.nodata, module.sensors, module.roi) == (None, None, None)
+        assert (module.skip_bad_files, module.date_format) == (False, '%Y%m%d')
+        assert (module.cache, module.all_bands, module.filename_regex) == (None,) * 3
+        module.bands = [2]
+        module.setup('fit')
+        assert module.scenes.bands == (2,)
+        copy = pickle.loads(pickle.dumps(data_module(scenes, nodata=3.0)))
+        assert copy.nodata == 3.0
+        with pytest.raises(AttributeError, match='RasterFolderDataModule has no band,'):
+            _ = module.band
+
+    @pytest.mark.parametrize('kind', [RasterFolderDataModule, OlindaDataModule])
+    def test_help_of_every_argument(self, kind: type[RasterFolderDataModule]) -> None:
+        """What ``torchgeo fit --data.help`` shows."""
+        parser = ArgumentParser()
+        parser.add_class_arguments(kind, 'data')
+        shown = ' '.join(parser.format_help().split())
+        for name in inspect.signature(kind).parameters:
+            (action,) = (a for a in parser._actions if a.dest == f'data.{name}')
+            assert action.help
+            assert len(action.help.split()) > 2
+            assert ' '.join(action.help.split()) in shown
+
+    def test_defaults_are_those_of_the_scenes(self) -> None:
+        ours = inspect.signature(RasterFolderDataModule).parameters
+        shared = inspect.signature(Scenes).parameters.keys() & ours.keys()
+        assert len(shared) == 11
+        for name in shared:
+            expected = inspect.signature(Scenes).parameters[name].default
+            assert ours[name].default == expected, name
+
+
+class TestUnit:
+    @pytest.mark.parametrize(
+        ('dtypes', 'expected'),
+        [
+            (['uint8', 'uint8'], 255.0),
+            (['uint8', 'uint16'], None),
+            (['uint16'], None),
+            (['float32'], None),
+        ],
+    )
+    def test_follows_from_the_files(
+        self, tmp_path: Path, dtypes: list[str], expected: float | None
+    ) -> None:
+        x, y = ORIGIN
+        for i, dtype in enumerate(dtypes):
+            write_scene(tmp_path / f'{i}.tif', dtype=dtype, origin=(x + 9000 * i, y))
+        module = data_module(tmp_path, val_split=0.0)
+        assert not hasattr(module, 'unit')
+        module.setup('fit')
+        assert module.unit == expected
+
+    def test_of_one_band_per_file(self, tmp_path: Path) -> None:
+        for i, dtype in enumerate(['uint8', 'uint16']):
+            write_scene(tmp_path / f's_B{i}.tif', bands=1, dtype=dtype, seed=i)
+        for bands, expected in (['B0'], 255.0), (['B0', 'B1'], None):
+            module = data_module(
+                tmp_path,
+                filename_regex=r's_(?P<band>B\d)\.tif',
+                bands=bands,
+                val_split=0.0,
+            )
+            module.setup('fit')
+            assert module.unit == expected
+
+    @pytest.mark.parametrize('scaled', [{'scale': 1 / 255}, {'offset': 1.0}])
+    def test_of_sensors(self, tmp_path: Path, scaled: dict[str, float]) -> None:
+        path = str(write_scene(tmp_path / 'a.tif', dtype='uint8'))
+        for sensor, expected in (Sensor(path), 255.0), (Sensor(path, **scaled), None):
+            module = data_module(tmp_path, sensors=[sensor], val_split=0.0)
+            module.setup('fit')
+            assert module.unit == expected
+
+    def test_given(self, tmp_path: Path) -> None:
+        path = write_scene(tmp_path / 'a.tif', dtype='uint8')
+        module = data_module(path, unit=1e4, val_split=0.0)
+        assert module.unit == 10_000
+        module.setup('fit')
+        assert module.unit == 10_000
+
+    @pytest.mark.parametrize('unit', [0.0, -1.0, float('inf'), float('nan')])
+    def test_out_of_range(self, tmp_path: Path, unit: float) -> None:
+        with pytest.raises(ValueError, match=f'unit={unit} must be more than 0'):
+            data_module(tmp_path, unit=unit)
+
+    def test_with_a_cache(self, tmp_path: Path) -> None:
+        """A second start opens no file, and knows it all the same."""
+        path = write_scene(tmp_path / 'a.tif', dtype='uint8')
+        for _ in range(2):
+            module = data_module(path, cache=str(tmp_path / 'cache'), val_split=0.0)
+            module.setup('fit')
+            assert module.unit == 255
+
 
 class TestOlinda:
     def test_a_first_try_needs_no_argument(self) -> None:
         module = OlindaDataModule()
         module.setup('fit')
         assert module.in_channels == 6
+        assert module.unit == 255
         assert len(module.train_dataloader()) == 16
         batch = next(iter(module.val_dataloader()))
         assert batch['image'].shape == (3, 6, 96, 96)

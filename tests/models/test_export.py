@@ -23,6 +23,7 @@ from tests.data.geotiff.data import generate
 from tests.published import make_backbone, make_full_state
 from torchgeo_cmid.datamodules import RasterFolderDataModule
 from torchgeo_cmid.models import export_backbone
+from torchgeo_cmid.models.architectures import ARCHITECTURES, MEAN, STD
 from torchgeo_cmid.models.loading import load_strictly
 from torchgeo_cmid.tasks import CMID
 
@@ -106,10 +107,12 @@ class TestExport:
     @pytest.mark.parametrize('model', ['cmid_resnet50', 'cmid_swin_b'])
     def test_published_file(self, model: str, published: Path, tmp_path: Path) -> None:
         output = tmp_path / 'backbone.safetensors'
-        export_backbone(published / f'{model}_millionaid.pth', output)
+        export_backbone(model, output)
         known = facts(output)
         assert known['bands'] == ['R', 'G', 'B']
-        assert known['mean'] == [0.33797, 0.3605, 0.3348]
+        assert known['unit'] == 255
+        assert known['mean'] == pytest.approx([255 * mean for mean in MEAN])
+        assert known['std'] == pytest.approx([255 * std for std in STD])
         timm_model = timm.create_model(known['model'], num_classes=0)
         timm_model.load_state_dict(load_file(output))
 
@@ -123,13 +126,46 @@ class TestExport:
         export_backbone(path, output, network='teacher', weights_only=False)
         stem = load_file(output)['conv1.weight']
         assert torch.equal(stem, state['branch_encoder.conv1.weight'])
+        assert facts(output)['network'] == 'teacher'
+        assert facts(output)['mean'] == pytest.approx([255 * mean for mean in MEAN])
+
+    @pytest.mark.parametrize('model', ['cmid_resnet50', 'cmid_swin_b'])
+    def test_file_of_a_backbone(
+        self, model: str, published: Path, tmp_path: Path
+    ) -> None:
+        """By its tensors alone it could as well have been trained on something else."""
+        output = tmp_path / 'backbone.safetensors'
+        export_backbone(published / f'{model}_millionaid.pth', output)
+        known = facts(output)
+        assert known == {'model': ARCHITECTURES[model].timm_name, 'in_channels': 3}
+        timm_model = timm.create_model(known['model'], num_classes=0)
+        timm_model.load_state_dict(load_file(output))
+
+    def test_plain_timm_file(self, tmp_path: Path) -> None:
+        """Regression: a ResNet-18 was said to be a ResNet-50 trained on RGB."""
+        state = timm.create_model('resnet18', in_chans=5, num_classes=7).state_dict()
+        path, output = tmp_path / 'resnet18.pth', tmp_path / 'out.safetensors'
+        torch.save(state, path)
+        with pytest.raises(ValueError, match=r'resnet18\.pth.* not tell .*pass model'):
+            export_backbone(path, output)
+        with pytest.raises(ValueError, match=r"are not those of model='resnet34'"):
+            export_backbone(path, output, model='resnet34')
+        assert not output.exists()
+        export_backbone(path, output, model='resnet18')
+        assert facts(output) == {'model': 'resnet18', 'in_channels': 5}
+        given = {'mean': [1.0] * 5, 'std': [2.0] * 5, 'unit': 10000.0}
+        again = tmp_path / 'again.safetensors'
+        export_backbone(output, again, **given)
+        assert facts(again) == facts(output) | given
 
     def test_given_facts(self, published: Path, tmp_path: Path) -> None:
         path = published / 'cmid_resnet50_millionaid.pth'
         output = tmp_path / 'backbone.safetensors'
-        export_backbone(path, output, bands=['IR', 'R', 'G'], mean=[0, 0, 0])
-        assert facts(output)['bands'] == ['IR', 'R', 'G']
-        assert facts(output)['mean'] == [0, 0, 0]
+        given = {'bands': ['IR', 'R', 'G'], 'mean': [0, 0, 0], 'std': [1, 2, 3]}
+        export_backbone(path, output, **given)
+        assert given.items() <= facts(output).items()
+        with pytest.raises(ValueError, match='mean and std go together'):
+            export_backbone(path, tmp_path / 'other.safetensors', mean=[0, 0, 0])
         with pytest.raises(ValueError, match=r"bands=\['R'\] must have 3 values"):
             export_backbone(path, tmp_path / 'other.safetensors', bands=['R'])
 

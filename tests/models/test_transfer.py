@@ -17,8 +17,7 @@ from torchgeo.models import get_model
 from tests.models import mmcls_swin
 from tests.published import make_backbone
 from torchgeo_cmid.models import convert_official_backbone, official
-from torchgeo_cmid.models.normalization import InputNormalization
-from torchgeo_cmid.models.published import MEAN, STD
+from torchgeo_cmid.models.architectures import MEAN, STD
 from torchgeo_cmid.models.transfer import ResNetEncoder, SwinEncoder
 
 SWIN = 'swin_base_patch4_window7_224'
@@ -200,56 +199,3 @@ class TestModels:
         assert (
             len(model(torch.rand(1, 3, 64, 64))) == depth + 1 == len(model.out_channels)
         )
-
-
-class TestInputNormalization:
-    def normalise(self, hook: InputNormalization, x: Tensor) -> Tensor:
-        (output,) = hook(nn.Identity(), (x,))
-        assert isinstance(output, Tensor)
-        return output
-
-    def test_unit_range(self) -> None:
-        hook = InputNormalization('model', 3, None)
-        x = torch.rand(2, 3, 8, 8)
-        expected = torchvision.transforms.functional.normalize(x, MEAN, STD)
-        torch.testing.assert_close(self.normalise(hook, x), expected)
-
-    def test_standardised_stay(self) -> None:
-        """The first batch decides, once."""
-        hook = InputNormalization('model', 3, None)
-        for x in (torch.randn(2, 3, 8, 8), torch.rand(2, 3, 8, 8)):
-            assert self.normalise(hook, x) is x
-
-    def test_zeros_decide_nothing(self) -> None:
-        hook = InputNormalization('model', 3, None)
-        self.normalise(hook, torch.zeros(1, 3, 8, 8))
-        assert hook.enabled is None
-
-    def test_off(self) -> None:
-        x = torch.rand(2, 3, 8, 8)
-        assert self.normalise(InputNormalization('model', 3, False), x) is x
-
-    def test_raw_values_are_warned_of(self, caplog: pytest.LogCaptureFixture) -> None:
-        self.normalise(
-            InputNormalization('cmid_swin_b', 3, None), 255 * torch.rand(1, 3, 8, 8)
-        )
-        assert 'cmid_swin_b was given values of up to 25' in caplog.text
-
-    @pytest.mark.parametrize(
-        ('bands', 'positions'),
-        [(4, [0, 1, 2]), (10, [2, 1, 0]), (13, [3, 2, 1]), (6, [0, 1, 2])],
-    )
-    def test_statistics_follow_the_bands(
-        self, bands: int, positions: list[int]
-    ) -> None:
-        hook = InputNormalization('model', bands, None)
-        assert hook.mean.shape == (bands, 1, 1)
-        assert hook.mean.flatten()[positions].tolist() == pytest.approx(MEAN)
-        assert hook.std.flatten()[positions].tolist() == pytest.approx(STD)
-        if bands == 6:  # two dates
-            assert hook.mean.flatten()[3:].tolist() == pytest.approx(MEAN)
-        else:
-            others = set(range(bands)) - set(positions)
-            assert hook.mean.flatten()[list(others)].tolist() == pytest.approx(
-                [sum(MEAN) / 3] * len(others)
-            )

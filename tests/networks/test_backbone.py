@@ -219,7 +219,7 @@ class TestCompiled:
             runs.append(graph)
             return graph.forward
 
-        teacher = Teacher('test_resnet', 3, 64, **HEADS)
+        teacher = Teacher(Student('test_resnet', 3, 64, **HEADS))
         teacher.backbone.compile(backend=backend)
         with torch.no_grad():
             teacher(torch.randn(2, 3, 64, 64))
@@ -254,16 +254,24 @@ class TestCompiled:
 class TestTeacher:
     def test_follows(self) -> None:
         student = Student('resnet18', 3, 64, **HEADS)
-        teacher = Teacher('resnet18', 3, 64, **HEADS)
-        teacher.follow(student)
+        teacher = Teacher(student)
         assert not any(p.requires_grad for p in teacher.parameters())
         for name, parameter in teacher.named_parameters():
             assert torch.equal(parameter, student.get_parameter(name))
         assert not hasattr(teacher, 'decoder')
+        assert {name.split('.')[0] for name, _ in teacher.named_parameters()} == {
+            'backbone',
+            'projector',
+            'prototype_head',
+        }
+        x = torch.rand(2, 3, 64, 64)
+        torch.testing.assert_close(teacher(x), student(x))
 
     def test_update(self) -> None:
         student = Student('resnet18', 3, 64, **HEADS)
-        teacher = Teacher('resnet18', 3, 64, **HEADS)
+        teacher = Teacher(student)
+        for parameter in student.parameters():
+            nn.init.normal_(parameter)
         before = {name: p.clone() for name, p in teacher.named_parameters()}
         buffers = {name: b.clone() for name, b in teacher.named_buffers()}
         teacher.update(student, 0.9)

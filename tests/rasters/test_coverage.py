@@ -11,6 +11,7 @@ import rasterio
 
 from tests.data.geotiff.data import write_scene
 from torchgeo_cmid.datasets import Scenes
+from torchgeo_cmid.rasters.coverage import Coverage
 
 
 def starts(dataset: Scenes, scene: int, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -51,6 +52,32 @@ class TestMinValid:
         keep = dataset.scenes[0].eligible(rows, cols, 8)
         assert rows[keep].min() == 25  # 21 rows of fill, cells of 5
         assert keep[rows >= 25].all()
+
+    @pytest.mark.parametrize('edge', ['top', 'left', 'bottom', 'right'])
+    def test_fill_of_every_cell_that_is_touched(self, edge: str) -> None:
+        """One pixel over the edge of a cell, or short of it: counted cell by cell."""
+        cell, (down, across) = 5, (4, 3)
+        counts = np.random.default_rng(0).integers(1, 26, (down, across))
+        sums = np.zeros((down + 1, across + 1), dtype=np.int64)
+        sums[1:, 1:] = counts.cumsum(axis=0).cumsum(axis=1)
+        # the last row and column of cells are cut off by the end of the scene
+        height, width = cell * down - 2, cell * across - 3
+        top, left, bottom, right = 5, 5, 10, 10
+        ends = {'top': bottom, 'left': right, 'bottom': height, 'right': width}
+        starts = {'top': 0, 'left': 0, 'bottom': top + 1, 'right': left + 1}
+        for place in range(starts[edge], ends[edge] + (edge in ('bottom', 'right'))):
+            box = {'top': top, 'left': left, 'bottom': bottom, 'right': right}
+            box[edge] = place
+            rows = range(box['top'] // cell, (box['bottom'] - 1) // cell + 1)
+            cols = range(box['left'] // cell, (box['right'] - 1) // cell + 1)
+            expected = counts[np.ix_(rows, cols)].sum()
+            fill = Coverage(cell, sums).fill(
+                np.array([box['top']]),
+                np.array([box['left']]),
+                box['bottom'] - box['top'],
+                box['right'] - box['left'],
+            )
+            assert fill.item() == expected, box
 
     def test_files_without_fill_are_not_read(self, tmp_path: Path) -> None:
         dataset = Scenes(write_scene(tmp_path / 'a.tif'), min_valid=1.0)

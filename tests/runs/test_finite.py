@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from tests.tasks.tiny import TINY
-from torchgeo_cmid.tasks import CMID
 from torchgeo_cmid.runs.finite import require_finite
+from torchgeo_cmid.tasks import CMID
 from torchgeo_cmid.transforms import MultispectralPhotometric, Views
 
 SMALL = TINY | {'in_channels': 4}
@@ -44,7 +44,7 @@ class TestHardPatches:
         torch.manual_seed(0)
         task = CMID(**SMALL, model=model, global_branch=branch)
         views = Views(64, MultispectralPhotometric(4))
-        task.__dict__['_default_views'] = views
+        task.views.augmentations = views
         for name, image in hard_patches().items():
             batch: Any = {'image': image}
             if name == 'fill':
@@ -52,7 +52,7 @@ class TestHardPatches:
             task.zero_grad()
             with torch.autocast('cpu', dtype, enabled=dtype != torch.float32):
                 losses = task.compute_losses(
-                    *task.draw_views(*task.patches(batch)), teacher_temperature=0.04
+                    *task.views(batch), teacher_temperature=0.04
                 )
             losses['loss'].backward()
             values = losses | dict(task.named_buffers())

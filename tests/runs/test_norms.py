@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from torchgeo_cmid.runs.norms import GlobalBatchNorm, synchronise_batch_norms
 
-
 # Every way to build a batch norm that changes what it computes.
 WAYS: dict[str, dict[str, Any]] = {
     'default': {},

@@ -15,21 +15,29 @@ from typing import Any
 import pytest
 import timm
 import torch
+import torch.distributed as dist
 import torch.multiprocessing as mp
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler
 
 from tests.data.geotiff.data import write_scene
 from tests.tasks.tiny import TINY
-from torchgeo_cmid.tasks import CMID
+from torchgeo_cmid import distributed
 from torchgeo_cmid.runs.processes import (
     has_fused_activations,
     prepare_strategy,
     start_process,
 )
-from torchgeo_cmid.transforms import cell_grid, random_cell_mask, warp_valid
+from torchgeo_cmid.tasks import CMID
+from torchgeo_cmid.transforms import (
+    MaskedViews,
+    TwoMaskedViews,
+    cell_grid,
+    random_cell_mask,
+    warp_valid,
+)
 
 SMALL = TINY | {
     'in_channels': 2,
@@ -41,11 +49,12 @@ SMALL = TINY | {
 FLIP = torch.tensor([[-1.0, 0, 63], [0, 1, 0], [0, 0, 1]])
 
 
-class FixedViews(CMID):
+class FixedViews(TwoMaskedViews):
     """Views and masks that follow from the patch alone, not from its batch."""
 
-    def draw_views(self, images: Any, valid: Any = None, frame: Any = None) -> Any:
+    def forward(self, batch: Any, dtype: torch.dtype = torch.float32) -> MaskedViews:
         masks = []
+        images, valid = self._patches(batch, dtype)
         for image in images[0]:
             with torch.random.fork_rng():
                 torch.manual_seed(int(image[0, 0, 0]))
@@ -54,11 +63,24 @@ class FixedViews(CMID):
         views = images[0], 1.2 * images[1].flip(3) + 0.1
         eye = torch.eye(3).expand(len(masks), 3, 3).to(images[0])
         flip = FLIP.expand(len(masks), 3, 3).to(images[0])
-        grids = tuple(cell_grid(m, 64, self.student.map_size) for m in (eye, flip))
-        drawn = views, (first, second), grids
-        if valid is None:
-            return drawn
-        return *drawn, (warp_valid(valid[0], eye, 64), warp_valid(valid[1], flip, 64))
+        grids = cell_grid(eye, 64, self.map_size), cell_grid(flip, 64, self.map_size)
+        if valid is not None:
+            valid = warp_valid(valid[0], eye, 64), warp_valid(valid[1], flip, 64)
+        return MaskedViews(views, (first, second), grids, valid)
+
+
+#: The messages of ours since the step began.
+MESSAGES: list[str] = []
+
+
+class CountedMessages:
+    """torch.distributed, as our own code sees it."""
+
+    def __getattr__(self, name: str) -> Any:
+        """Count what sends something."""
+        if name.startswith(('all_', 'broadcast', 'reduce', 'gather')):
+            MESSAGES.append(name)
+        return getattr(dist, name)
 
 
 class Record(Callback):
@@ -69,10 +91,15 @@ class Record(Callback):
         self.seen: list[Tensor] = []
         self.schedules: list[float] = []
         self.gradient: Tensor | None = None
+        self.messages: list[int] = []
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        MESSAGES.clear()
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        self.messages.append(len(MESSAGES))
         self.seen.append(batch['image'][:, 0, 0, 0])
         metrics = trainer.callback_metrics
         self.losses.append({k: v.clone() for k, v in metrics.items()})
@@ -94,6 +121,7 @@ class Record(Callback):
             'seen': torch.cat(self.seen),
             'gradient': self.gradient,
             'schedules': self.schedules,
+            'messages': self.messages,
             'never sent': trainer.model.parameters_to_ignore  # type: ignore[union-attr]
             if trainer.world_size > 1
             else set(),
@@ -160,7 +188,10 @@ def train(folder: Path, arguments: dict[str, Any]) -> None:
     """Train as one of the processes that the environment tells Lightning of."""
     folder.mkdir(exist_ok=True)
     torch.manual_seed(int(os.environ['LOCAL_RANK']) if arguments.get('unseeded') else 0)
-    task = FixedViews(**(SMALL | {'model': 'test_vit'} | arguments['task']))
+    task = CMID(**(SMALL | {'model': 'test_vit'} | arguments['task']))
+    task.views = FixedViews(
+        nn.Identity(), in_channels=2, size=64, map_size=task.student.map_size
+    )
     flags = {'precision': '64-true', 'max_epochs': 1} | arguments['flags']
     trainer = Trainer(
         default_root_dir=folder,
@@ -188,6 +219,7 @@ def train_one_of_two(rank: int, port: int, folder: Path) -> None:
         'NODE_RANK': '0',
         'LOCAL_RANK': str(rank),
     }
+    distributed.dist = CountedMessages()
     for name, arguments in CASES.items():
         flags = {'strategy': 'ddp', 'devices': 2} | arguments['flags']
         train(folder / name, arguments | {'flags': flags, 'batch_size': 2})
@@ -251,6 +283,10 @@ class TestTwoProcesses:
             assert seen[0] | seen[1] == set(range(len(data)))
             # Lightning seeds them alike, but they draw other views
             assert two[case][0]['seed'] != two[case][1]['seed']
+        # counts, two spectra, keys, two centres, and the losses that are logged
+        for case in ('whole', 'fill', 'uneven'):
+            for rank in two[case]:
+                assert max(rank['messages']) <= 7, rank['messages']
         # every key once: 3 steps of 2 x 4 keys
         assert two['whole'][0]['state']['contrastive.queue_ptr'].item() == 24 % 19
         assert two['uneven'][1]['state']['contrastive.queue_ptr'].item() == 22 % 19

@@ -4,15 +4,21 @@
 """Every place on the ground is as likely, however many scenes show it."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import rasterio
+from matplotlib import pyplot as plt
+from matplotlib.collections import PolyCollection
+from matplotlib.figure import Figure
 from pyproj import Transformer
 
 from tests.data.geotiff.data import ORIGIN, write_scene
-from torchgeo_cmid.datasets import Scenes, split_by_area
+from torchgeo_cmid.datasets import Patch, Scenes, split_by_area
 from torchgeo_cmid.samplers import GriddedScenePatchSampler, RandomScenePatchSampler
+from torchgeo_cmid.samplers.ground import Ground, Integers
+from torchgeo_cmid.samplers.patches import everywhere
 
 NUMBER = 20_000
 
@@ -213,3 +219,116 @@ class TestRegionAndFill:
         )
         with pytest.raises(ValueError, match=r'of \d+ patches of 8 pixels 0 may be'):
             list(sampler)
+
+
+class TestExample:
+    """The one in the docstring of Ground, whose numbers a reader follows."""
+
+    size = 20
+
+    @pytest.fixture
+    def dataset(self, tmp_path: Path) -> Scenes:
+        x, y = ORIGIN
+        for i in range(2):
+            origin = (x + 500 * i, y)
+            write_scene(tmp_path / f'{i}.tif', bands=1, size=100, res=10, origin=origin)
+        return Scenes(tmp_path)
+
+    def test_numbers(self, dataset: Scenes) -> None:
+        ground = Ground(dataset, size=self.size, allowed=everywhere)
+        scenes, cols = np.array([0, 0, 1, 1]), np.array([49, 50, 30, 31])
+        chance = ground.chance(scenes, np.zeros_like(cols), cols)
+        assert chance.tolist() == [1, 0.5, 0.5, 1]
+        starts = np.tile(np.arange(81), 2)
+        scenes = np.repeat([0, 1], 81)
+        chance = ground.chance(scenes, np.zeros_like(starts), starts)
+        centres = starts + 10 + 50 * scenes
+        assert (centres.min(), centres.max()) == (10, 140)
+        assert len(centres) == 162
+        assert chance.sum() == 131 == len(np.unique(centres))
+        # each column is as likely as any other
+        assert set(np.bincount(centres, weights=chance)[10:]) == {1}
+        parts = ground.divide()
+        first = parts.scene == 0
+        assert set(parts.col[first]) == {0, 20, 40, 60}
+        for col, shown in zip(parts.col[first], parts.shown[first], strict=True):
+            assert shown == (2 if col == 60 else 1)
+
+    def test_plot(self, dataset: Scenes) -> None:
+        ground = Ground(dataset, size=self.size, allowed=everywhere)
+        patches = [Patch(0, 0, 0, 20), Patch(1, 30, 40, 20)]
+        figure = ground.plot(patches)
+        cells, drawn = collections(figure)
+        numbers, corners = cells.get_array(), vertices(cells)
+        assert numbers is not None
+        assert set(numbers.tolist()) == {1, 2}
+        # back to columns and rows of the first scene, a row and a column outside
+        there = Transformer.from_crs('EPSG:4326', 'EPSG:32621', always_xy=True)
+        x, y = there.transform(corners[..., 0], corners[..., 1])
+        cols, rows = (x - ORIGIN[0]) / 10, (ORIGIN[1] - y) / 10
+        assert (cols.min(), cols.max()) == pytest.approx((9.5, 140.5), abs=0.01)
+        assert (rows.min(), rows.max()) == pytest.approx((9.5, 90.5), abs=0.01)
+        twice = cols.mean(axis=1)[numbers == 2]
+        assert (twice.min(), twice.max()) == pytest.approx((60, 90), abs=1.5)
+        once = cols.mean(axis=1)[numbers == 1]
+        assert not ((once > 62) & (once < 88)).any()
+        # the cells of a scene cover its centres, once
+        area = np.abs(np.ptp(cols, axis=1) * np.ptp(rows, axis=1)).sum()
+        assert area == pytest.approx(2 * 81 * 81, rel=0.01)
+
+        x, y = there.transform(*vertices(drawn).reshape(-1, 2).T)
+        found = np.stack([(x - ORIGIN[0]) / 10, (ORIGIN[1] - y) / 10], axis=1)
+        squares = [[(0, 0), (20, 0), (20, 20), (0, 20)]]
+        squares.append([(90, 30), (110, 30), (110, 50), (90, 50)])
+        np.testing.assert_allclose(found, np.reshape(squares, (-1, 2)), atol=0.01)
+        (axes, bar) = figure.axes
+        assert axes.get_title() == 'Ground: centres of patches of 20 pixels'
+        assert len(axes.patches) == 2  # the footprints
+        for patch, footprint in zip(axes.patches, ground.footprints, strict=True):
+            extent = patch.get_path().get_extents().bounds
+            west, south, east, north = footprint.bounds
+            assert extent == pytest.approx((west, south, east - west, north - south))
+        assert bar.get_yticks().tolist() == [1, 2]
+        (legend,) = figure.legends
+        assert [text.get_text() for text in legend.get_texts()] == [
+            'footprints',
+            'patches',
+        ]
+
+    def test_plot_leaves_out_what_is_not_drawn_from(self, dataset: Scenes) -> None:
+        """Ground set aside for validation, and scenes that no patch fits into."""
+
+        def allowed(scene: int, rows: Integers, cols: Integers, size: Any) -> Any:
+            return (cols < 40) & (scene == 0)
+
+        ground = Ground(dataset, size=self.size, allowed=allowed)
+        cells, drawn = collections(ground.plot())
+        there = Transformer.from_crs('EPSG:4326', 'EPSG:32621', always_xy=True)
+        x, _ = there.transform(*vertices(cells).reshape(-1, 2).T)
+        cols = (x - ORIGIN[0]) / 10
+        assert cols.max() == pytest.approx(50, abs=2)
+        assert set(np.asarray(cells.get_array()).tolist()) == {1}
+        assert not drawn.get_paths()
+
+    def test_plot_at_the_antimeridian(self, tmp_path: Path) -> None:
+        path = write_scene(
+            tmp_path / 'a.tif', crs='EPSG:32601', res=1000, origin=(320_000, 7e6)
+        )
+        cells, _ = collections(Ground(Scenes(path), 8, everywhere).plot())
+        width = np.ptp(vertices(cells)[..., 0], axis=1)
+        assert len(width) > 100
+        assert width.max() < 1
+
+
+def collections(figure: Figure) -> tuple[PolyCollection, PolyCollection]:
+    """The cells and the patches of a plot."""
+    cells, patches = figure.axes[0].collections
+    assert isinstance(cells, PolyCollection)
+    assert isinstance(patches, PolyCollection)
+    plt.close(figure)
+    return cells, patches
+
+
+def vertices(cells: PolyCollection) -> np.ndarray:
+    """Corners (n, 4, 2)."""
+    return np.array([path.vertices[:4] for path in cells.get_paths()])

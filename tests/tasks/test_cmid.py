@@ -20,14 +20,14 @@ def make_task(**kwargs: Any) -> CMID:
     torch.manual_seed(0)
     task = CMID(**(SMALL | kwargs))
     in_channels = task.hparams['in_channels']
-    task.augmentations = default_views(64, in_channels, observed=(0, 1))[0]
+    task.views.augmentations = default_views(64, in_channels, unit=1.0)[0]
     return task
 
 
 def draw(task: CMID, batch_size: int = 4, seed: int = 0) -> Any:
     torch.manual_seed(seed)
     patches = torch.rand(batch_size, task.hparams['in_channels'], 64, 64)
-    return task.draw_views((patches, patches))
+    return task.views({'image': patches})
 
 
 def losses_of(task: CMID, seed: int = 0) -> dict[str, Tensor]:
@@ -50,9 +50,9 @@ class TestComputeLosses:
             **(SMALL | {'model': model, 'size': size, 'mask_patch_size': cell}),
             in_channels=5,
         )
-        task.augmentations = default_views(size, 5, observed=(0, 1))[0]
+        task.views.augmentations = default_views(size, 5, unit=1.0)[0]
         patches = torch.rand(3, 5, 50, 50)
-        views, masks, grids = task.draw_views((patches, patches))
+        views, masks, grids, _ = task.views({'image': patches})
         assert views[0].shape == (3, 5, size, size)
         assert masks[0].shape == (3, size // cell, size // cell)
         assert grids[0].shape == (3, *task.student.map_size, 2)
@@ -100,7 +100,7 @@ class TestComputeLosses:
 
     def test_queue_takes_the_second_keys_first(self) -> None:
         task = make_task()
-        views, masks, grids = draw(task)
+        views, masks, grids, _ = draw(task)
         task.compute_losses(views, masks, grids, teacher_temperature=0.04)
         assert task.contrastive.queue_ptr.tolist() == [8]
         with torch.no_grad():
@@ -141,7 +141,7 @@ class TestComputeLosses:
     def test_only_masked_cells_are_hidden(self) -> None:
         """The student does not see what is masked, the teacher does."""
         task = make_task(global_branch=None, local_branch=False)
-        views, masks, _ = draw(task)
+        views, masks, *_ = draw(task)
         pixels = masks[0][:, None].repeat_interleave(16, 2).repeat_interleave(16, 3)
         # other values under the mask, the same mean of each band
         noise = torch.randn_like(views[0]) * pixels
@@ -159,7 +159,7 @@ class TestComputeLosses:
 
     def test_double_precision(self) -> None:
         task = make_task().double()
-        views, masks, grids = draw(task)
+        views, masks, grids, _ = draw(task)
         views = (views[0].double(), views[1].double())
         losses = task.compute_losses(views, masks, grids, teacher_temperature=0.04)
         assert losses['loss'].dtype == torch.float64
@@ -258,4 +258,5 @@ class TestArguments:
             'warmup_epochs': 10,
             'min_lr': 1e-6,
             'augmentations': None,
+            'recompute': True,
         }

@@ -17,7 +17,7 @@ from tests.tasks.test_fit import fit, log_of
 from torchgeo_cmid import CMID
 from torchgeo_cmid.datasets import Patch, PatchPair, Scenes
 from torchgeo_cmid.datasets.batch import stack_patches
-from torchgeo_cmid.transforms import Views, match_cells
+from torchgeo_cmid.transforms import TwoMaskedViews, Views, match_cells
 
 PAIRS = {
     'other resolution': PatchPair(Patch(0, 30, 40, 96), Patch(1, 19, 24, 32)),
@@ -29,7 +29,9 @@ PAIRS = {
 
 def task_of(**kwargs: Any) -> CMID:
     task = CMID(model='resnet18', in_channels=2, size=96, queue_size=64, **kwargs)
-    task.augmentations = Views(96, nn.Identity())  # pixels keep saying where they are
+    task.views.augmentations = Views(
+        96, nn.Identity()
+    )  # pixels keep saying where they are
     return task
 
 
@@ -49,7 +51,7 @@ def test_cells_match_on_the_ground(dataset: Scenes, pair: PatchPair) -> None:
     torch.manual_seed(0)
     task = task_of()
     batch = stack_patches(dataset.__getitems__([pair] * 16))
-    views, _, grids, _ = task.draw_views(*task.patches(batch))
+    views, _, grids, _ = task.views(batch)
     places = places_of(views[0]), places_of(views[1])
 
     # by the pixels of the first patch: its scene's resolution, its corner
@@ -80,10 +82,10 @@ def test_without_the_frame_they_do_not(dataset: Scenes) -> None:
     pair = PatchPair(Patch(0, 30, 40, 96), Patch(2, 2, 30, 96))  # 350 m further east
     batch = stack_patches(dataset.__getitems__([pair] * 16))
     torch.manual_seed(0)
-    _, _, grids, _ = task.draw_views(*task.patches(batch))
+    _, _, grids, _ = task.views(batch)
     del batch['frame']
     torch.manual_seed(0)
-    _, _, alike, _ = task.draw_views(*task.patches(batch))
+    _, _, alike, _ = task.views(batch)
     assert torch.equal(grids[0], alike[0])
     moved = (grids[1] - alike[1])[..., 1]
     assert moved.min() > 20  # pixels of 10 m
@@ -102,7 +104,7 @@ def test_fill_of_each_date_is_its_own(tmp_path: Path) -> None:
         changed = dict(batch, image=batch['image'].where(valid, fill) / 1000)
         torch.manual_seed(0)
         task = task_of(num_prototypes=16)
-        drawn = task.draw_views(*task.patches(changed))
+        drawn = task.views(changed)
         losses.append(task.compute_losses(*drawn, teacher_temperature=0.04))
     for name, value in losses[0].items():
         assert torch.equal(value, losses[1][name]), name
@@ -120,13 +122,13 @@ def test_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             tmp_path / 'scenes' / f'a_{date}.tif', bands=4, res=res, size=size, seed=i
         )
     seen: list[Any] = []
-    draw_views = CMID.draw_views
+    draw = TwoMaskedViews.forward
 
-    def spy(task: CMID, images: Any, *rest: Any) -> Any:
-        seen.append((images, rest))
-        return draw_views(task, images, *rest)
+    def spy(views: TwoMaskedViews, batch: Any, *rest: Any) -> Any:
+        seen.append((batch['image'].chunk(2, dim=1), batch['frame']))
+        return draw(views, batch, *rest)
 
-    monkeypatch.setattr(CMID, 'draw_views', spy)
+    monkeypatch.setattr(TwoMaskedViews, 'forward', spy)
     fit(
         '--data.init_args.paths=scenes',
         r'--data.init_args.filename_regex=a_(?P<date>\d{8})\.tif',
@@ -135,7 +137,7 @@ def test_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert any(row.get('train_loss') for row in log_of())
     assert any(row.get('val_loss') for row in log_of())
     assert not any(torch.equal(*images) for images, _ in seen)
-    for images, (_, frame) in seen:
+    for images, frame in seen:
         assert images[0].shape == images[1].shape
         assert frame.shape == (len(images[0]), 3, 3)
         # standardised by the same statistics

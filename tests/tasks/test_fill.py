@@ -3,19 +3,23 @@
 
 """Fill pixels never teach: whatever they hold, nothing that is learnt changes."""
 
+from collections import Counter
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.tasks.tiny import TINY
-from torchgeo_cmid.tasks import CMID
+from torchgeo_cmid.tasks import CMID, cmid
 from torchgeo_cmid.transforms import (
     MultispectralPhotometric,
     Views,
     expand_mask,
     fill_with_valid_mean,
+    masked_views,
+    views,
 )
 
 SMALL = TINY | {'model': 'convnext_atto', 'in_channels': 4, 'num_matches': 3}
@@ -32,19 +36,28 @@ def patches_and_valid() -> tuple[Tensor, Tensor]:
     return image, valid
 
 
+class Unaware(nn.Module):
+    """A module of a user's that has never heard of fill."""
+
+    def __init__(self, views: Views) -> None:
+        """Initialize a new Unaware instance."""
+        super().__init__()
+        self.views = views
+
+    def forward(self, images: tuple[Tensor, Tensor]) -> Any:
+        return self.views(images)
+
+
 def learn(
-    batch: dict[str, Any], local_view: bool = True, **kwargs: Any
+    batch: dict[str, Any], knows_fill: bool = True, **kwargs: Any
 ) -> dict[str, Tensor]:
     """All that one step of training computes."""
     torch.manual_seed(0)
     task = CMID(**(SMALL | kwargs))
-    views = Views(64, MultispectralPhotometric(4))
+    recipe = Views(64, MultispectralPhotometric(4))
     # the recipe for these data, or a module of the user's, which knows of no fill
-    if local_view:
-        task.__dict__['_default_views'] = views
-    else:
-        task.augmentations = views
-    drawn = task.draw_views(*task.patches(batch))  # type: ignore[arg-type]
+    task.views.augmentations = recipe if knows_fill else Unaware(recipe)
+    drawn = task.views(batch)  # type: ignore[arg-type]
     losses = task.compute_losses(*drawn, teacher_temperature=0.04)
     losses['loss'].backward()
     result = {name: value.detach() for name, value in losses.items()}
@@ -77,8 +90,8 @@ class TestFillNeverTeaches:
         image, valid = patches_and_valid()
         torch.manual_seed(0)
         task = CMID(**SMALL).eval()
-        task.augmentations = Views(64, torch.nn.Identity())
-        drawn = task.draw_views((image, image), (valid, valid))
+        task.views.augmentations = Views(64, torch.nn.Identity())
+        drawn = task.views({'image': image, 'valid': valid})
         views, masks, grids, pixels = drawn
         assert pixels[0].shape == (4, 1, 64, 64)
         losses = []
@@ -100,8 +113,8 @@ class TestFillNeverTeaches:
         image, valid = patches_and_valid()
         torch.manual_seed(0)
         task = CMID(**SMALL, global_branch=None, local_branch=False)
-        task.augmentations = Views(64, torch.nn.Identity())
-        drawn = task.draw_views(*task.patches({'image': image, 'valid': valid}))  # type: ignore[arg-type]
+        task.views.augmentations = Views(64, torch.nn.Identity())
+        drawn = task.views({'image': image, 'valid': valid})
         predictions: list[Tensor] = []
 
         def keep(module: Any, args: Any, prediction: Tensor) -> None:
@@ -120,8 +133,8 @@ class TestFillNeverTeaches:
         image, valid = patches_and_valid()
         torch.manual_seed(0)
         task = CMID(**SMALL, global_branch=None, local_branch=False).eval()
-        task.augmentations = Views(64, torch.nn.Identity())
-        drawn = task.draw_views(*task.patches({'image': image, 'valid': valid}))
+        task.views.augmentations = Views(64, torch.nn.Identity())
+        drawn = task.views({'image': image, 'valid': valid})
         views, masks, _, pixels = drawn
         losses = task.compute_losses(*drawn, teacher_temperature=0.04)
         expected = []
@@ -152,3 +165,32 @@ class TestFillNeverTeaches:
         masked = learn({'image': image, 'valid': torch.ones_like(valid)})
         for name, value in plain.items():
             torch.testing.assert_close(masked[name], value, rtol=1e-4, atol=1e-5)
+
+    @pytest.mark.parametrize('knows_fill', [False, True])
+    def test_each_is_done_once(
+        self, knows_fill: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Patches and each view are filled once, limited once, looked up once."""
+        done: list[str] = []
+
+        def count(module: ModuleType, name: str) -> None:
+            function = getattr(module, name)
+
+            def counted(*args: Any) -> Any:
+                done.append(f'{name} {args[0].shape[-1]}')
+                return function(*args)
+
+            monkeypatch.setattr(module, name, counted)
+
+        count(masked_views, 'fill_with_valid_mean')
+        count(masked_views, 'limit_values')
+        count(masked_views if not knows_fill else views, 'warp_valid')
+        count(cmid, 'fill_with_valid_mean')
+        image, valid = patches_and_valid()
+        learn({'image': image, 'valid': valid}, knows_fill)
+        assert Counter(done) == {
+            'fill_with_valid_mean 80': 1,
+            'limit_values 80': 1,
+            'warp_valid 80': 2,
+            'fill_with_valid_mean 64': 2,
+        }

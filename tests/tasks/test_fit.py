@@ -18,8 +18,9 @@ from torchgeo.main import main
 from tests.data.eurosat100.data import generate as generate_eurosat100
 from tests.data.geotiff.data import write_scene
 from tests.data.ssl4eo_s12.data import generate as generate_ssl4eo_s12
-from torchgeo_cmid import CMID
+from torchgeo_cmid import CMID, RasterFolderDataModule
 from torchgeo_cmid.tasks.cmid import cmid
+from torchgeo_cmid.transforms import Views
 
 CONF = Path(__file__).parents[1] / 'conf'
 GOLDEN_CURVE = CONF.parent / 'goldens' / 'loss_curve.json'
@@ -224,13 +225,13 @@ class TestStockDataModules:
         generate_ssl4eo_s12(tmp_path / 'ssl4eo')
         monkeypatch.setattr(SSL4EOS12, '__len__', lambda self: 4)
         seen: list[tuple[torch.Tensor, torch.Tensor]] = []
-        draw_views = CMID.draw_views
+        draw = Views.forward
 
-        def spy(task: CMID, images: Any, *rest: Any) -> Any:
+        def spy(views: Views, images: Any, valid: Any = None) -> Any:
             seen.append(images)
-            return draw_views(task, images, *rest)
+            return draw(views, images, valid)
 
-        monkeypatch.setattr(CMID, 'draw_views', spy)
+        monkeypatch.setattr(Views, 'forward', spy)
         self.fit(
             'SSL4EOS12DataModule',
             tmp_path / 'ssl4eo',
@@ -244,7 +245,9 @@ class TestStockDataModules:
 
     def test_wrong_bands(self, tmp_path: Path) -> None:
         generate_eurosat100(tmp_path / 'eurosat')
-        with pytest.raises(ValueError, match='the batch has 13 bands: in_channels=3'):
+        with pytest.raises(
+            ValueError, match='DataModule gives 13 bands: in_channels=3'
+        ):
             self.fit(
                 'EuroSAT100DataModule',
                 tmp_path / 'eurosat',
@@ -254,7 +257,7 @@ class TestStockDataModules:
     def test_custom_augmentations(self) -> None:
         task = cmid(model='resnet18', size=64, queue_size=16, augmentations=Identity())
         patches = torch.rand(2, 3, 64, 64)
-        views, _, grids = task.draw_views((patches, patches))
+        views, _, grids, _ = task.views({'image': patches})
         assert torch.equal(views[0], patches)
         assert grids[0][0, 0, 0].tolist() == [15.5, 15.5]
 
@@ -391,3 +394,62 @@ def test_steps_without_lightning_cli() -> None:
     trainer = Trainer(logger=False, enable_progress_bar=False, accelerator='cpu')
     trainer.test(task, loader)
     trainer.predict(task, loader)
+
+
+class TestGivenOptimizer:
+    """Regression: the teacher stayed at its random weights, momentum 1 throughout."""
+
+    @pytest.mark.parametrize(
+        'arguments',
+        [
+            ['--optimizer=AdamW', '--optimizer.lr=0.001'],
+            [
+                '--optimizer=SGD',
+                '--optimizer.lr=0.01',
+                '--lr_scheduler=ExponentialLR',
+                '--lr_scheduler.gamma=0.5',
+            ],
+        ],
+    )
+    def test_teacher_keeps_its_schedule(
+        self, scenes: Path, arguments: list[str], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with caplog.at_level('INFO'):
+            fit_scenes(scenes, *arguments)
+        factors = [
+            (1 + torch.cos(torch.pi * torch.tensor(n / 4))) / 2 for n in range(4)
+        ]
+        assert column('momentum') == pytest.approx(
+            [1 - 0.004 * float(factor) for factor in factors]
+        )
+        assert column('lr')[0] == pytest.approx(float(arguments[1].split('=')[1]))
+        state = torch.load(checkpoint_of(), weights_only=True)['state_dict']
+        assert not torch.equal(
+            state['teacher.backbone.conv1.weight'],
+            state['student.backbone.conv1.weight'],
+        )
+        said = [r.getMessage() for r in caplog.records]
+        assert sum('the optimizer is the one that was given' in s for s in said) == 1
+        assert not any(s.startswith('lr = ') for s in said)  # it is not used
+
+    def test_of_a_subclass(self, scenes: Path) -> None:
+        class Own(CMID):
+            def configure_optimizers(self) -> Any:
+                return torch.optim.SGD(self.student.parameters(), lr=0.1)
+
+        task = Own(model='resnet18', in_channels=4, size=64, queue_size=16)
+        datamodule = RasterFolderDataModule(
+            str(scenes), patch_size=64, batch_size=4, length=8
+        )
+        trainer = Trainer(
+            accelerator='cpu',
+            max_epochs=2,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            limit_val_batches=0,
+        )
+        before = task.teacher.backbone.conv1.weight.clone()
+        trainer.fit(task, datamodule)
+        assert task.total_steps == 4
+        assert not torch.equal(task.teacher.backbone.conv1.weight, before)

@@ -79,7 +79,7 @@ def test_timms_imagenet_weights(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(timm, 'create_model', create_model)
     small('resnet18', weights=True)
-    assert asked == [True, False]  # the student; the teacher follows it
+    assert asked == [True]  # the teacher is a copy of the student
 
 
 @pytest.mark.parametrize('suffix', ['ckpt', 'safetensors', 'pth'])
@@ -144,3 +144,20 @@ def test_registered_name_as_model(published: Path) -> None:
     """`cmid_resnet50` is a timm model as any other."""
     task = small('cmid_resnet50', weights='cmid_resnet50')
     assert_starts_from(task, make_backbone('cmid_resnet50'))
+
+
+def test_a_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Regression: it was read once for a full state, and once for a backbone."""
+    source = small('test_resnet')
+    torch.save(source.student.backbone.state_dict(), tmp_path / 'backbone.pth')
+    read: list[Any] = []
+    load = torch.load
+
+    def counted(path: Any, *args: Any, **kwargs: Any) -> Any:
+        read.append(path)
+        return load(path, *args, **kwargs)
+
+    monkeypatch.setattr(torch, 'load', counted)
+    task = small('test_resnet', weights=str(tmp_path / 'backbone.pth'))
+    assert len(read) == 1
+    assert_starts_from(task, source.student.backbone.state_dict())

@@ -10,6 +10,7 @@ from torch import nn
 
 from torchgeo_cmid.transforms import (
     MultispectralPhotometric,
+    RGBPhotometric,
     Views,
     draws,
     fill_with_valid_mean,
@@ -53,8 +54,10 @@ class TestWarpValid:
         valid = torch.rand(16, 1, patch, patch) > 0.02
         valid[0] = True
         image = (~valid).float().requires_grad_()
-        (view, _), (transform, _) = Views(size, nn.Identity())((image, image))
-        warped = warp_valid(valid, transform, size)
+        (view, _), (transform, _), (warped, _) = Views(size, nn.Identity())(
+            (image, image), (valid, valid)
+        )
+        assert torch.equal(warped, warp_valid(valid, transform, size))
         assert view[warped].max() <= 1e-3
         assert view[~warped].min() > 0
         assert warped[0].all()
@@ -103,6 +106,27 @@ class TestPhotometric:
                 torch.testing.assert_close(
                     std[0, band, 0, 0], expected, rtol=2e-5, atol=0
                 )
+
+    @pytest.mark.parametrize('recipe', [RGBPhotometric(), MultispectralPhotometric(3)])
+    def test_fill_does_not_count_in_the_contrast(self, recipe: nn.Module) -> None:
+        """Valid pixels change as if fill were not there, whatever it holds."""
+        recipe.augmentations['blur'] = K.RandomGaussianBlur(7, (0.1, 0.1), p=1.0)
+        recipe.augmentations['jitter'].p = 1.0
+        recipe.augmentations['noise'].p = 0.0
+        torch.manual_seed(0)
+        valid = torch.ones(8, 1, 32, 32, dtype=torch.bool)
+        valid[:, :, :20] = False
+        x = 0.3 * torch.rand(8, 3, 32, 32)
+        known = valid.clone()
+        known[:, :, :24] = False  # the blur reaches no further
+        results = []
+        for view in (fill_with_valid_mean(x, valid), x.where(valid, 0.9)):
+            torch.manual_seed(1)
+            results.append(recipe(view, valid)[known.expand(-1, 3, -1, -1)])
+        torch.testing.assert_close(*results)
+        torch.manual_seed(1)
+        counted = recipe(x.where(valid, 0.9))[known.expand(-1, 3, -1, -1)]
+        assert (counted - results[0]).abs().max() > 0.01
 
     def test_all_fill(self) -> None:
         x, valid = torch.zeros(2, 3, 8, 8), torch.zeros(2, 1, 8, 8).bool()

@@ -8,7 +8,14 @@ import torch
 from torch import Tensor
 
 from tests.goldens import load_golden
-from torchgeo_cmid.transforms import cell_grid, match_cells, take_matches, valid_cells
+from torchgeo_cmid.distributed import GlobalCounts
+from torchgeo_cmid.transforms import (
+    cell_grid,
+    find_matches,
+    match_cells,
+    take_matches,
+    valid_cells,
+)
 
 
 def take(features: Tensor, index: Tensor) -> Tensor:
@@ -63,10 +70,9 @@ class TestTakeMatches:
         valid[0, 0, :, :, :16] = False  # half of the own cells of the first patch
         valid[1, 1, :, 8:, :] = False  # all but a row of the other's of the second
         valid[:, 2] = False  # everything of the third
-        own, other, weight = take_matches(
-            (cells, cells), tuple(grids), 12, tuple(valid)
-        )
-        assert weight == 1
+        matches = find_matches(tuple(grids), 12, tuple(valid))
+        own, other = take_matches((cells, cells), matches)
+        assert matches.number == len(own)
         pairs = torch.cat([own, other], dim=1).int().tolist()
         assert len(pairs) == 8 + 12
         assert all(i % 4 >= 2 for i, _ in pairs[:8])
@@ -79,9 +85,12 @@ class TestTakeMatches:
         grids = torch.rand(2, 3, 4, 4, 2)
         maps = torch.rand(2, 3, 5, 4, 4)
         valid = torch.ones(2, 3, 1, 32, 32, dtype=torch.bool)
-        plain = take_matches(tuple(maps), tuple(grids), 5)
-        masked = take_matches(tuple(maps), tuple(grids), 5, tuple(valid))
-        assert plain[2] == masked[2] == 1
+        matches = (
+            find_matches(tuple(grids), 5),
+            find_matches(tuple(grids), 5, tuple(valid)),
+        )
+        assert matches[0].number == matches[1].number == 3 * 5
+        plain, masked = (take_matches(tuple(maps), match) for match in matches)
         assert torch.equal(plain[0], masked[0])
         assert torch.equal(plain[1], masked[1])
 
@@ -92,8 +101,9 @@ class TestTakeMatches:
         valid[..., : pixels // 32, :32] = True
         grid = torch.rand(1, 4, 4, 2)
         maps = torch.rand(1, 5, 4, 4)
-        own, _, weight = take_matches((maps, maps), (grid, grid), 6, (valid, valid))
-        assert weight == 0
+        matches = find_matches((grid, grid), 6, (valid, valid))
+        own, _ = take_matches((maps, maps), matches)
+        assert GlobalCounts({'pairs': matches.number}).share('pairs') == 0
         assert own.shape == (2, 5)
 
     def test_half_of_a_cell(self) -> None:

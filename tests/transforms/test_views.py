@@ -155,28 +155,30 @@ class TestMultispectralPhotometric:
 
 class TestDefaultViews:
     @pytest.mark.parametrize(
-        ('in_channels', 'mean', 'std', 'observed', 'recipe', 'end'),
+        ('in_channels', 'mean', 'std', 'unit', 'recipe', 'end'),
         [
             # torchgeo's default: 8-bit values divided by 255
-            (3, 0.0, 255.0, (0, 1), RGBPhotometric, None),
+            (3, 0.0, 255.0, None, RGBPhotometric, 255),
             # normalised from 0..1, as for ImageNet
-            (3, [0.48, 0.46, 0.41], [0.23, 0.22, 0.22], (-2, 3), RGBPhotometric, 1),
+            (3, [0.48, 0.46, 0.41], [0.23, 0.22, 0.22], None, RGBPhotometric, 1),
             # normalised from 0..255
+            (3, [123.0, 116.0, 103.0], [58.0, 57.0, 57.0], None, RGBPhotometric, 255),
+            # nothing has been done, to values in 0..1
+            (3, None, None, 1.0, RGBPhotometric, None),
+            # nothing is known: no batch is asked, all processes do the same
+            (3, None, None, None, MultispectralPhotometric, None),
+            # Sentinel-2 digital numbers: the range is not known, or is
+            (3, [947.0, 1042.0, 1118.0], [593.0, 395.0, 333.0], None, None, None),
             (
                 3,
-                [123.0, 116.0, 103.0],
-                [58.0, 57.0, 57.0],
-                (-2, 3),
+                [947.0, 1042.0, 1118.0],
+                [593.0, 395.0, 333.0],
+                1e4,
                 RGBPhotometric,
-                255,
+                10000,
             ),
-            # nothing is known, and the values speak for themselves
-            (3, None, None, (0, 1), RGBPhotometric, None),
-            (3, None, None, (-2, 3), MultispectralPhotometric, None),
-            # Sentinel-2 digital numbers: the range is not known
-            (3, [947.0, 1042.0, 1118.0], [593.0, 395.0, 333.0], (-2, 9), None, None),
-            (6, [79.0] * 6, [20.0] * 6, (-2, 3), MultispectralPhotometric, None),
-            (1, None, None, (0, 1), MultispectralPhotometric, None),
+            (6, [79.0] * 6, [20.0] * 6, None, MultispectralPhotometric, None),
+            (1, None, None, 1.0, MultispectralPhotometric, None),
         ],
     )
     def test_recipe(
@@ -184,18 +186,18 @@ class TestDefaultViews:
         in_channels: int,
         mean: list[float] | float | None,
         std: list[float] | float | None,
-        observed: tuple[float, float],
+        unit: float | None,
         recipe: type[nn.Module] | None,
         end: float | None,
     ) -> None:
         mean = torch.tensor(mean) if mean is not None else None
         std = torch.tensor(std) if std is not None else None
-        views, reason = default_views(
-            64, in_channels, mean=mean, std=std, observed=observed
-        )
+        views, reason = default_views(64, in_channels, mean=mean, std=std, unit=unit)
         assert isinstance(views.photometric, recipe or MultispectralPhotometric)
         if end is not None:
             assert f'0..{end}' in reason
-            torch.testing.assert_close(views.photometric.mean.flatten(), mean / end)
+            torch.testing.assert_close(
+                views.photometric.mean.flatten(), (mean / end).flatten()
+            )
         else:
             assert 'recipe' in reason

@@ -1,8 +1,9 @@
 # Copyright (c) torchgeo-cmid Contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""What is shown of a run of CMID."""
+"""What serves a run or is shown of it, and is no part of a task."""
 
+from .pixel_contract import PixelContract
 from .report import PretrainingReport
 
-__all__ = ('PretrainingReport',)
+__all__ = ('PixelContract', 'PretrainingReport')

@@ -3,8 +3,11 @@
 
 """A data module for a folder of GeoTIFFs."""
 
+import math
 import os
+from collections.abc import Callable
 from dataclasses import asdict
+from threading import Thread
 from typing import Any
 
 import kornia.augmentation as K
@@ -15,10 +18,15 @@ from torchgeo.datasets.utils import Sample
 
 from ..datasets import Patch, PatchPair, Scenes, Sensor, split_by_area
 from ..datasets.batch import stack_patches
+from ..rasters.cache import BlockCache
+from ..rasters.raster import close_rasters
 from ..rasters.scene import EQUAL_AREA
 from ..samplers import GriddedScenePatchSampler, RandomScenePatchSampler
 from .loader import ResumableDataLoader
 from .statistics import Normalization
+
+#: Seconds after which processes that wait for the first are told to go on waiting.
+WAIT = 60
 
 
 class RasterFolderDataModule(BaseDataModule):
@@ -61,15 +69,17 @@ class RasterFolderDataModule(BaseDataModule):
         dates: int = 1,
         date_format: str = '%Y%m%d',
         cache: str | None = None,
+        unit: float | None = None,
     ) -> None:
         r"""Initialize a new RasterFolderDataModule instance.
 
+        What is only passed on to :class:`~torchgeo_cmid.datasets.Scenes` is described
+        there at length, and is an attribute of the same name here.
+
         Args:
-            paths: A folder (searched recursively for ``.tif`` and ``.tiff``), a file
-                or a glob, or several of them; ``/vsi`` paths and URLs as GDAL knows
-                them.
-            bands: Bands to read, as names or as 1-based numbers (defaults to all
-                bands).
+            paths: Folders, files or globs of GeoTIFFs: see Scenes.
+            bands: Names or 1-based numbers of the bands to read (defaults to all): see
+                Scenes.
             patch_size: Height and width of a patch in pixels.
             length: Training patches per epoch, of all processes together (defaults to
                 about as many as fit without overlap).
@@ -78,39 +88,52 @@ class RasterFolderDataModule(BaseDataModule):
             val_split: Share of the area for validation, at least 0 and less than 1.
             split_seed: Chooses which ground is for validation. It is apart from
                 ``--seed_everything`` so that runs can be compared.
-            nodata: Fill value in addition to those that the files declare (``.nan`` for
-                NaN).
+            nodata: Fill value besides those that the files declare (``.nan`` for NaN):
+                see Scenes.
             mean: Mean of each band, in the files' units (defaults to an estimate).
             std: Standard deviation of each band, in the files' units (defaults to an
                 estimate).
-            all_bands: Names of the bands of a file with several, in its order (defaults
-                to the file's band descriptions).
-            filename_regex: A verbose regular expression whose groups ``band`` and
-                ``date`` tell what a file of one band per file, or of several dates,
-                holds: see :class:`~torchgeo_cmid.datasets.Scenes`.
-            sensors: Several sensors, each with *paths*, *bands*, *nodata*, *all_bands*,
-                *filename_regex* and *date_format* of its own in place of those here,
-                and a *scale* and *offset* to one unit: see
-                :class:`~torchgeo_cmid.datasets.Sensor`.
-            roi: Region of interest, in which every patch lies wholly: a file of
-                polygons, or [west, south, east, north] in degrees.
-            min_valid: Least share of valid pixels of a patch, 0 to 1. If it is more
-                than 0, scenes that may have fill are read once in full at the start.
-            skip_bad_files: If True, leave out the scenes that cannot be used and warn
-                of their number; patches that cannot be read are fill.
+            all_bands: Names of the bands of a file with several, in its order: see
+                Scenes.
+            filename_regex: Regular expression whose groups ``band`` and ``date`` tell
+                what a file holds: see Scenes.
+            sensors: Several sensors, each with files and bands of its own, brought to
+                one unit: see :class:`~torchgeo_cmid.datasets.Sensor`.
+            roi: Region of interest, a file of polygons or [west, south, east, north] in
+                degrees: see Scenes.
+            min_valid: Least share of valid pixels of a patch, 0 to 1: see Scenes.
+            skip_bad_files: If True, leave out what cannot be read, with a warning: see
+                Scenes.
             dates: 1, or 2 for pairs: the two views of a patch then show the same ground
                 on two dates, in images of other footprints and resolutions if need be.
                 Where there is one date only, both views show that.
-            date_format: How dates are written, as of
-                :meth:`datetime.datetime.strptime`.
-            cache: Local folder in which decoded pixels are kept for other epochs, runs
-                and processes: see :class:`~torchgeo_cmid.datasets.Scenes`.
+            date_format: How dates are written in names, as of
+                :meth:`datetime.datetime.strptime`: see Scenes.
+            cache: Local folder in which decoded pixels, and what was found out about
+                files, are kept for other runs and processes: see Scenes.
+            unit: The raw number that stands for 1 (255 for 8-bit images, 10000 for
+                reflectance): defaults to 255 if all files hold uint8, else unknown.
 
         Raises:
-            ValueError: If only one of *mean* and *std* is given, or a size is not
-                positive.
+            ValueError: If only one of *mean* and *std* is given, or a size or *unit* is
+                not positive.
         """
-        super().__init__(Scenes, batch_size, num_workers)
+        super().__init__(
+            Scenes,
+            batch_size,
+            num_workers,
+            paths=paths,
+            bands=bands,
+            nodata=nodata,
+            all_bands=all_bands,
+            filename_regex=filename_regex,
+            sensors=sensors,
+            roi=roi,
+            min_valid=min_valid,
+            skip_bad_files=skip_bad_files,
+            date_format=date_format,
+            cache=cache,
+        )
         if (mean is None) != (std is None):
             raise ValueError('mean and std go together: give both or neither')
         for name, value in {'patch_size': patch_size, 'batch_size': batch_size}.items():
@@ -118,27 +141,39 @@ class RasterFolderDataModule(BaseDataModule):
                 raise ValueError(f'{name}={value} must be at least 1')
         if num_workers < 0:
             raise ValueError(f'num_workers={num_workers} must be at least 0')
-        self.paths = paths
-        self.bands = bands
+        if unit is not None and not 0 < unit < math.inf:
+            raise ValueError(f'unit={unit} must be more than 0, and finite')
         self.patch_size = patch_size
         self.length = length
         self.val_split = val_split
         self.split_seed = split_seed
-        self.nodata = nodata
-        self.all_bands = all_bands
-        self.filename_regex = filename_regex
-        self.sensors = sensors
-        self.roi = roi
-        self.min_valid = min_valid
-        self.skip_bad_files = skip_bad_files
         self.dates = dates
-        self.date_format = date_format
-        self.cache = cache
         self.given = None if mean is None or std is None else (mean, std)
         self.normalization: Normalization | None = None
         self.seed: int | None = None
+        self._unit = unit
         self._place: dict[str, int] | None = None
         self._train_loader: ResumableDataLoader | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        """Look up an argument of the scenes: they are kept once, in ``kwargs``."""
+        kwargs = self.__dict__.get('kwargs', {})
+        if name in kwargs:
+            return kwargs[name]
+        raise AttributeError(f'{type(self).__name__} has no {name}, at least not yet')
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an argument of the scenes where it is kept, and all else as ever."""
+        kwargs = self.__dict__.get('kwargs', {})
+        if name in kwargs:
+            kwargs[name] = value
+        else:
+            super().__setattr__(name, value)
+
+    @property
+    def unit(self) -> float | None:
+        """The raw number that stands for 1, None if unknown; after :meth:`setup`."""
+        return self.scenes.unit if self._unit is None else self._unit
 
     @property
     def in_channels(self) -> int:
@@ -163,19 +198,10 @@ class RasterFolderDataModule(BaseDataModule):
             self.patch_size,
             self.trainer.world_size if self.trainer else 1,
         )
-        self.scenes = Scenes(
-            self.paths,
-            self.bands,
-            self.nodata,
-            all_bands=self.all_bands,
-            filename_regex=self.filename_regex,
-            sensors=self.sensors,
-            roi=self.roi,
-            min_valid=self.min_valid,
-            skip_bad_files=self.skip_bad_files,
-            date_format=self.date_format,
-            cache=self.cache,
-        )
+        self.scenes = self._from_first(lambda: Scenes(**self.kwargs))
+        if self.cache is not None and not self._is_first:
+            # a folder of that name may be something else on another machine
+            self.scenes.cache = BlockCache(self.cache)
         largest = max(
             self.scenes.scenes, key=lambda scene: min(scene.height, scene.width)
         )
@@ -280,7 +306,7 @@ class RasterFolderDataModule(BaseDataModule):
         """Load the patches of a sampler, with the statistics at hand."""
         normalization = self.normalization
         if normalization is None:
-            normalization = self._broadcast(self._estimate())
+            normalization = self._from_first(self._estimate)
             self._normalize(normalization)
         if self.trainer:
             folder = self.trainer.log_dir  # asked for by every process
@@ -309,10 +335,8 @@ class RasterFolderDataModule(BaseDataModule):
         seen_once = ground.union_all().area / ground.area.sum()
         return fitting * min(seen_once, 1.0) if seen_once < 0.999 else fitting
 
-    def _estimate(self) -> Normalization | None:
-        """Estimate the statistics, in the first process only."""
-        if self.trainer and not self.trainer.is_global_zero:
-            return None
+    def _estimate(self) -> Normalization:
+        """Estimate the statistics."""
         number = min(self.train_sampler.total_size, self.num_statistics_patches)
         patches = self.train_sampler.draw(number, self.split_seed)
         return Normalization.estimate(self.scenes, patches)
@@ -326,6 +350,44 @@ class RasterFolderDataModule(BaseDataModule):
         self.aug = K.AugmentationSequential(
             K.Normalize(mean=mean, std=std), data_keys=None, keepdim=True
         )
+
+    @property
+    def _is_first(self) -> bool:
+        """This is the first of all processes, or the only one."""
+        return not self.trainer or self.trainer.is_global_zero
+
+    def _from_first[T](self, make: Callable[[], T]) -> T:
+        """Have the first process make something, and give every one what it made.
+
+        It may take hours, and a message between processes minutes at most: so it is
+        made in a thread, while the others are told to wait. An error is everybody's,
+        for they would wait for ever.
+        """
+        if not self.trainer or self.trainer.world_size == 1:
+            return make()
+        made: list[T] = []
+        errors: list[Exception] = []
+
+        def work() -> None:
+            try:
+                made.append(make())
+            except Exception as error:
+                errors.append(error)
+            finally:
+                close_rasters()  # files are open for the thread that opened them
+
+        thread = Thread(target=work if self._is_first else lambda: None, daemon=True)
+        thread.start()
+        thread.join(WAIT)
+        while self._broadcast(thread.is_alive()):
+            thread.join(WAIT)
+        error = self._broadcast(str(errors[0]) if errors else None)
+        if errors:
+            raise errors[0]
+        if error is not None:
+            raise RuntimeError(f'the first process failed: {error}')
+        result: T = self._broadcast(made[0] if made else None)
+        return result
 
     def _broadcast(self, value: Any) -> Any:
         """Give every process the first one's value."""

@@ -6,27 +6,32 @@
 import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from operator import index as integer
 
 import numpy as np
 import pandas as pd
 import torch
 from geopandas import GeoDataFrame
-from rasterio import Affine
-from rasterio.transform import array_bounds
-from rasterio.windows import Window
-from rasterio.windows import transform as window_transform
+from pyproj import CRS
 from torch import Tensor
-from torchgeo.datasets import GeoDataset
+from torchgeo.datasets import GeoDataset, IntersectionDataset, UnionDataset
 from torchgeo.datasets.utils import Path, Sample
 
 from ..rasters.cache import BlockCache
 from ..rasters.catalog import Catalog
+from ..rasters.georeference import Georeference, encode_crs, locate
 from ..rasters.patch import Patch, PatchPair, pixel_frame, resize_patch
 from ..rasters.raster import close_rasters
 from ..rasters.region import Region, read_region
 from ..rasters.scene import LONLAT
 from ..rasters.sensor import Sensor
 from .batch import empty_images
+
+#: What to do where other data sets are combined.
+INSTEAD = (
+    'to read them together, name several paths or sensors in one Scenes, which keeps '
+    'every scene in its own grid'
+)
 
 
 class Scenes(GeoDataset):
@@ -82,7 +87,8 @@ class Scenes(GeoDataset):
                 polygons, or [west, south, east, north] in degrees, or a polygon in
                 longitude and latitude.
             min_valid: Least share of valid pixels of a patch that samplers draw. If it
-                is more than 0, scenes that may have fill are read once in full.
+                is more than 0, scenes that may have fill are read once in full: by each
+                data set, or with *cache* by the first.
             skip_bad_files: If True, leave out the scenes that cannot be used and warn
                 of their number; patches that cannot be read are fill.
             date_format: How dates are written, as of
@@ -91,11 +97,13 @@ class Scenes(GeoDataset):
                 and processes: for slow storage, and where decoding takes most of the
                 time. Pixels are the same with and without. For every list of bands it
                 grows to their size, uncompressed, and a byte per pixel where there is
-                fill; it leaves 10 GiB of its disk free, or 5 % if that is less. It may
-                be deleted at any time. What changes on a local disk is decoded anew
-                (the old blocks stay); other paths are told apart by their names alone,
-                so delete the folder when such data changes. It holds GeoTIFF and JPEG
-                2000; other formats are read as without.
+                fill; it leaves 10 GiB of its disk free, or 5 % if that is less. What is
+                found out about files, their grids and their fill, is kept there too, so
+                that a second start opens none. It may be deleted at any time. What
+                changes on a local disk, by size or time of change, is looked at and
+                decoded anew (the old blocks stay); other paths are told apart by their
+                names alone, so delete the folder when such data changes. It holds
+                GeoTIFF and JPEG 2000; other formats are read as without.
 
         Raises:
             FileNotFoundError: If *paths* or *roi* names no file.
@@ -135,6 +143,7 @@ class Scenes(GeoDataset):
             region=None if roi is None else read_region(roi),
             min_valid=min_valid,
             skip_bad_files=skip_bad_files,
+            cache=self.cache,
         )
         for sensor in sensors:
             catalog.add(sensor)
@@ -152,6 +161,149 @@ class Scenes(GeoDataset):
             geometry=catalog.footprints,
             crs=LONLAT.to_wkt(),
         )
+        wkts = [scene.crs.to_wkt() for scene in self.scenes]
+        numbers = {wkt: number for number, wkt in enumerate(dict.fromkeys(wkts))}
+        #: Number of the coordinate reference system of each scene, and all of them.
+        self._crs_numbers = [numbers[wkt] for wkt in wkts]
+        self._crs_texts = encode_crs(numbers)
+
+    def __and__(self, other: GeoDataset) -> IntersectionDataset:
+        """Refuse to be intersected: that would set the other data set's resolution.
+
+        Args:
+            other: Another data set.
+
+        Raises:
+            TypeError: Always.
+        """
+        raise TypeError(f'Scenes & {type(other).__name__}: {INSTEAD}')
+
+    def __or__(self, other: GeoDataset) -> UnionDataset:
+        """Refuse to be united: that would set the other data set's resolution.
+
+        Args:
+            other: Another data set.
+
+        Raises:
+            TypeError: Always.
+        """
+        raise TypeError(f'Scenes | {type(other).__name__}: {INSTEAD}')
+
+    @property
+    def bounds(self) -> tuple[slice, slice, slice]:
+        """Longitudes, latitudes and times from the first to the last, without steps."""
+        west, south, east, north = self.index.total_bounds
+        times = self.index.index
+        return (
+            slice(west, east),
+            slice(south, north),
+            slice(times.left.min(), times.right.max()),
+        )
+
+    @property
+    def crs(self) -> CRS:
+        """Coordinate reference system of the index: longitude and latitude."""
+        return super().crs
+
+    @crs.setter
+    def crs(self, new_crs: CRS) -> None:
+        """Refuse another one: samplers look footprints up in this one.
+
+        Args:
+            new_crs: Coordinate reference system, the same if it is to be accepted.
+
+        Raises:
+            TypeError: If it is another one.
+        """
+        if new_crs != self.crs:
+            raise TypeError(
+                'each scene of Scenes has its own coordinate reference system, and the '
+                f'index longitude and latitude: it cannot be changed; {INSTEAD}'
+            )
+
+    @property
+    def res(self) -> tuple[float, float]:
+        """What other data sets have, and samplers of TorchGeo ask for.
+
+        Raises:
+            TypeError: Always.
+        """
+        raise TypeError(
+            'each scene of Scenes has its own resolution, that of its transform in '
+            'Scenes.scenes: draw patches with RandomScenePatchSampler or '
+            f'GriddedScenePatchSampler of torchgeo_cmid.samplers; {INSTEAD}'
+        )
+
+    @res.setter
+    def res(self, new_res: float | tuple[float, float]) -> None:
+        """Refuse a resolution.
+
+        Args:
+            new_res: A resolution.
+
+        Raises:
+            TypeError: Always.
+        """
+        raise TypeError(
+            'each scene of Scenes has its own resolution, which cannot be changed; '
+            f'{INSTEAD}'
+        )
+
+    @property
+    def unit(self) -> float | None:
+        """The raw number that stands for 1: 255 if all files hold uint8, else unknown.
+
+        A sensor that has a scale or an offset says itself what its numbers stand for.
+        """
+        types = {
+            dtype
+            for scene in self.scenes
+            for source in scene.sources
+            for dtype in source.dtypes
+        }
+        plain = all(scene.scale == 1 and scene.offset == 0 for scene in self.scenes)
+        return 255.0 if plain and types == {'uint8'} else None
+
+    def georeference(
+        self, patch: Sequence[int] | Tensor, pixels: int | None = None
+    ) -> Georeference:
+        """Find where a patch lies, in double precision.
+
+        ``bounds`` and ``transform`` of a sample are float32, as TorchGeo has them,
+        which is up to half a metre off in UTM, and less than that under half precision.
+        Integers stay what they are, so this takes those of ``patch``:
+
+        .. code-block:: python
+
+           for patch in batch['patch']:
+               place = dataset.georeference(patch, batch['image'].shape[-1])
+
+        Args:
+            patch: Scene, row, column and size of a patch: a :class:`Patch`, or what a
+                sample carries as ``patch``; of a pair ``patch[0]`` or ``patch[1]``.
+            pixels: Height and width that it is shown in: of the image, which for one
+                date of a pair may be others than its own (defaults to its own).
+
+        Returns:
+            Its coordinate reference system, transform and bounds.
+
+        Raises:
+            IndexError: If there is no such scene.
+            TypeError: If *patch* is not four integers.
+        """
+        values = patch.tolist() if isinstance(patch, Tensor) else list(patch)
+        if len(values) != 4 or not all(hasattr(value, '__index__') for value in values):
+            raise TypeError(
+                f'patch={values!r:.200} must be four integers, scene, row, column and '
+                "size: a Patch, batch['patch'][i], or batch['patch'][i, date] of pairs"
+            )
+        scene, row, col, size = map(integer, values)
+        if not 0 <= scene < len(self.scenes):
+            raise IndexError(
+                f'patch={values}: there is no scene {scene}, only 0 to '
+                f'{len(self.scenes) - 1}'
+            )
+        return locate(self.scenes[scene], row, col, size, pixels or size)
 
     def __getitem__(self, index: Patch | PatchPair) -> Sample:  # type: ignore[override]
         """Read a patch, or two of one place.
@@ -165,18 +317,22 @@ class Scenes(GeoDataset):
 
         Returns:
             ``image`` (C, H, W) float32 as stored in the file; ``valid`` (1, H, W) bool,
-            False where there is no data; ``bounds`` (9,) and ``transform`` (9,) as
-            :class:`~torchgeo.datasets.RasterDataset` gives them, in the CRS of the
-            scene.
+            False where there is no data; ``patch`` (4,) int64, scene, row, column and
+            size, from which :meth:`georeference` finds the exact place; ``crs`` (L,)
+            uint8, the CRS of the scene: see
+            :func:`~torchgeo_cmid.datasets.decode_crs`; ``bounds`` (9,) and
+            ``transform`` (9,) as :class:`~torchgeo.datasets.RasterDataset` gives them,
+            in that CRS.
 
-            For two patches ``image`` is (2 C, H, W) and ``valid`` (2, H, W), the second
-            brought to the pixels of the first in number, and ``frame`` (3, 3) maps its
-            pixels (x, y, 1) to those of the first; ``bounds`` and ``transform`` are the
-            first's. If one of them has no data at all, the other one serves twice, and
-            they are that one's.
+            For two patches ``image`` is (2 C, H, W), ``valid`` (2, H, W), ``patch``
+            (2, 4) and ``crs`` (2, L), the second brought to the pixels of the first in
+            number, and ``frame`` (3, 3) maps its pixels (x, y, 1) to those of the
+            first; ``bounds`` and ``transform`` are the first's. If one of them has no
+            data at all, the other one serves twice, and all are that one's.
 
         Raises:
             OSError: If the file cannot be read there.
+            TypeError: If *index* is something else.
             ValueError: If pixels are not finite and not declared as no data.
         """
         return self.__getitems__([index])[0]
@@ -206,28 +362,36 @@ class Scenes(GeoDataset):
         """Tell the shape of an image."""
         if isinstance(index, PatchPair):
             return 2 * len(self.bands), index.first.size, index.first.size
-        return len(self.bands), index.size, index.size
+        if isinstance(index, Patch):
+            return len(self.bands), index.size, index.size
+        raise TypeError(
+            'Scenes are read by a Patch(scene, row, col, size) or a PatchPair, not by '
+            f'{index!r:.200}: take one from RandomScenePatchSampler or '
+            'GriddedScenePatchSampler of torchgeo_cmid.samplers'
+        )
 
     def _load(self, index: Patch | PatchPair, image: Tensor) -> Sample:
         """Read a patch, or two of one place, into a tensor."""
         sample: Sample = {'image': image}
         if isinstance(index, PatchPair):
-            patch, sample['valid'], sample['frame'] = self._read_pair(index, image)
+            shown, sample['valid'], sample['frame'] = self._read_pair(index, image)
+            sample['patch'] = torch.tensor(shown)
+            numbers = [self._crs_numbers[patch.scene] for patch in shown]
+            sample['crs'] = self._crs_texts[numbers]
+            patch = shown[0]
         else:
             patch, sample['valid'] = index, self._read(index, image)
-        scene = self.scenes[patch.scene]
-        window = Window(patch.col, patch.row, patch.size, patch.size)
-        transform = window_transform(window, scene.transform)
+            sample['patch'] = torch.tensor(index)
+            sample['crs'] = self._crs_texts[self._crs_numbers[index.scene]]
         size = image.shape[-1]  # of another one if it stands in for the first date
-        transform = transform @ Affine.scale(patch.size / size)
-        west, south, east, north = array_bounds(size, size, transform)
-        xres, yres = (east - west) / size, (north - south) / size
-        sample['bounds'] = self._slice_to_tensor(
-            (
-                slice(west, east, xres),
-                slice(south, north, yres),
-                slice(scene.interval.left, scene.interval.right, 1),
-            )
+        _, transform, (west, south, east, north) = self.georeference(patch, size)
+        times = self.scenes[patch.scene].interval
+        sample['bounds'] = torch.tensor(
+            [
+                *(west, east, (east - west) / size),
+                *(south, north, (north - south) / size),
+                *(times.left.timestamp(), times.right.timestamp(), 1),
+            ]
         )
         sample['transform'] = torch.tensor(tuple(transform))
         if self.transforms is not None:
@@ -236,8 +400,8 @@ class Scenes(GeoDataset):
 
     def _read_pair(
         self, pair: PatchPair, image: Tensor
-    ) -> tuple[Patch, Tensor, Tensor]:
-        """Read two patches of one place; find the first one shown, and the frame."""
+    ) -> tuple[PatchPair, Tensor, Tensor]:
+        """Read two patches of one place; find those that are shown, and the frame."""
         first, second = pair
         halves = image.chunk(2)
         valid = self._read(first, halves[0])
@@ -254,11 +418,11 @@ class Scenes(GeoDataset):
                 if valid.any():
                     scenes = self.scenes[first.scene], self.scenes[second.scene]
                     frame = torch.from_numpy(pixel_frame(scenes, pair, size)).float()
-                    return first, torch.cat([valid, other_valid]), frame
+                    return pair, torch.cat([valid, other_valid]), frame
                 halves[0].copy_(other)
-                return second, other_valid.repeat(2, 1, 1), frame
+                return PatchPair(second, second), other_valid.repeat(2, 1, 1), frame
         halves[1].copy_(halves[0])
-        return first, valid.repeat(2, 1, 1), frame
+        return PatchPair(first, first), valid.repeat(2, 1, 1), frame
 
     def _read(self, patch: Patch, image: Tensor) -> Tensor:
         """Read a patch into a tensor, as fill if it is a bad file to be skipped."""

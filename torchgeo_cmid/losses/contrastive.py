@@ -3,6 +3,7 @@
 
 """The global losses of CMID: InfoNCE against a queue, and BYOL without one."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -67,12 +68,16 @@ class QueueInfoNCE(nn.Module):
         self.register_buffer('queue', F.normalize(torch.randn(dim, queue_size), dim=0))
         self.register_buffer('queue_ptr', torch.zeros(1, dtype=torch.long))
 
-    def forward(self, query: Tensor, key: Tensor) -> Tensor:
+    def forward(
+        self, query: Tensor, key: Tensor, share: Tensor | None = None
+    ) -> Tensor:
         """Compute the loss; the queue is left as it is.
 
         Args:
             query: L2-normalised embeddings of the student, (B, dim).
             key: L2-normalised embeddings of the teacher, (B, dim), in the same order.
+            share: Weight of this process's batch in the global mean, (), see
+                :func:`~torchgeo_cmid.distributed.batch_share`. None: it is found out.
 
         Returns:
             The loss, ().
@@ -81,10 +86,10 @@ class QueueInfoNCE(nn.Module):
             query, key = query.to(self.queue.dtype), key.to(self.queue.dtype)
             positive = (query * key).sum(dim=1) / self.temperature  # (B,)
             negative = _QueueLogSumExp.apply(query, self.queue, self.temperature)
-            return batch_mean(F.softplus(negative - positive))
+            return batch_mean(F.softplus(negative - positive), share)
 
     @torch.no_grad()
-    def enqueue(self, *keys: Tensor) -> None:
+    def enqueue(self, *keys: Tensor, sizes: Sequence[int] | None = None) -> None:
         """Replace the oldest keys of the queue by those of the global batch.
 
         Every key enters once, at the pointer, wrapping round at the end of the queue;
@@ -93,9 +98,12 @@ class QueueInfoNCE(nn.Module):
         Args:
             *keys: L2-normalised embeddings of the teacher, (B, dim) each, which enter
                 one after the other.
+            sizes: The B of each process. None: they are found out.
         """
         # of all processes' first keys, then of all their second ones
-        new = gather_batch(torch.stack(keys, dim=1)).transpose(0, 1).flatten(0, 1)
+        new = (
+            gather_batch(torch.stack(keys, dim=1), sizes).transpose(0, 1).flatten(0, 1)
+        )
         size = self.queue.shape[1]
         places = (self.queue_ptr + torch.arange(len(new), device=new.device)) % size
         # in place: the gradient of this step's loss does not need the old keys
@@ -109,14 +117,17 @@ class BYOLLoss(nn.Module):
     Source: `BYOL <https://arxiv.org/abs/2006.07733>`__, equation 2.
     """
 
-    def forward(self, prediction: Tensor, key: Tensor) -> Tensor:
+    def forward(
+        self, prediction: Tensor, key: Tensor, share: Tensor | None = None
+    ) -> Tensor:
         """Compute the loss.
 
         Args:
             prediction: L2-normalised predictions of the student, (B, dim).
             key: L2-normalised embeddings of the teacher, (B, dim).
+            share: As of :class:`QueueInfoNCE`.
 
         Returns:
             The loss, ().
         """
-        return batch_mean(2 - 2 * (prediction * key).sum(dim=1))
+        return batch_mean(2 - 2 * (prediction * key).sum(dim=1), share)

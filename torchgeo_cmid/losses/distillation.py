@@ -73,7 +73,7 @@ class PrototypeDistillation(nn.Module):
             The loss, ().
         """
         loss = F.cross_entropy(student / self.student_temperature, assignments)
-        return loss if weight is None else loss * weight
+        return loss if weight is None else loss * weight.to(loss)
 
     @torch.no_grad()
     def update_center(self, teacher: Tensor, weight: Tensor | None = None) -> None:

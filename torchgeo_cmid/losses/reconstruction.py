@@ -21,13 +21,21 @@ class SpatialLoss(nn.Module):
     Source: section III-B of `CMID <https://arxiv.org/abs/2304.09670>`__.
     """
 
-    def forward(self, prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    def forward(
+        self,
+        prediction: Tensor,
+        target: Tensor,
+        mask: Tensor,
+        share: Tensor | None = None,
+    ) -> Tensor:
         """Compute the loss.
 
         Args:
             prediction: Reconstruction r, (B, C, S, S), normalised units.
             target: View x before masking, (B, C, S, S), normalised units.
             mask: M, (B, 1, S, S), 1 where masked.
+            share: Weight of this process's masked pixels in the global mean, (), see
+                :func:`~torchgeo_cmid.distributed.batch_share`. None: it is found out.
 
         Returns:
             The loss, ().
@@ -36,7 +44,9 @@ class SpatialLoss(nn.Module):
         weighted = d * (2 * torch.sigmoid(0.2 * d) - 1) * mask
         channels = target.shape[1]
         loss: Tensor = weighted.sum() / (mask.sum() + 1e-5) / channels
-        return loss * batch_share(mask.sum())  # processes differ where there is fill
+        if share is None:  # processes differ where there is fill
+            share = batch_share(mask.sum())
+        return loss * share.to(loss)
 
 
 class FrequencyLoss(nn.Module):
@@ -57,13 +67,21 @@ class FrequencyLoss(nn.Module):
     `focal frequency loss <https://arxiv.org/abs/2012.12821>`__.
     """
 
-    def forward(self, prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    def forward(
+        self,
+        prediction: Tensor,
+        target: Tensor,
+        mask: Tensor,
+        share: Tensor | None = None,
+    ) -> Tensor:
         """Compute the loss.
 
         Args:
             prediction: Reconstruction r, (B, C, S, S), normalised units.
             target: View x before masking, (B, C, S, S), normalised units.
             mask: M, (B, 1, S, S), 1 where masked.
+            share: Weight of this process's batch in the global mean, (), see
+                :func:`~torchgeo_cmid.distributed.batch_share`. None: it is found out.
 
         Returns:
             The loss, ().
@@ -73,7 +91,7 @@ class FrequencyLoss(nn.Module):
         blend = 0.5 * (prediction.detach() - target)
         difference = torch.lerp(blend, prediction - target, soft_mask)
         dtype = torch.promote_types(difference.dtype, torch.float32)  # for the FFT
-        mean = global_mean(batch_mean(difference.to(dtype)))  # (C, S, S)
+        mean = global_mean(batch_mean(difference.to(dtype), share))  # (C, S, S)
         delta = torch.fft.fft2(mean, norm='ortho')
         power = delta.real.square() + delta.imag.square()  # |Delta|^2
         with torch.no_grad():

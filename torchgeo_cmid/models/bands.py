@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from .architectures import ARCHITECTURES
+
 _logger = logging.getLogger(__name__)
 
 # Number of bands -> where red, green and blue are: RGB; RGB and near infrared; and
@@ -22,7 +24,7 @@ _RGB_POSITIONS = {
 }
 # Names of red, green and blue, in lower case; B04, B03, B02 are Sentinel-2's
 _RGB_NAMES = (('red', 'r', 'b04'), ('green', 'g', 'b03'), ('blue', 'b', 'b02'))
-_STEMS = ('conv1.weight', 'patch_embed.proj.weight')
+_STEMS = tuple(architecture.stem for architecture in ARCHITECTURES.values())
 
 
 def adapt_bands(
@@ -125,17 +127,17 @@ def expand_statistics(values: Sequence[float], in_channels: int) -> Tensor:
         in_channels: Number C of bands; twice a known number is two dates.
 
     Returns:
-        (C, 1, 1); the mean of the three for every other band.
+        (C), double precision; the mean of the three for every other band.
     """
     dates = 1
     if in_channels not in _RGB_POSITIONS and in_channels // 2 in _RGB_POSITIONS:
         dates = 2 if in_channels % 2 == 0 else 1
-    bands = torch.full((in_channels // dates,), sum(values) / 3)
+    bands = torch.full((in_channels // dates,), sum(values) / 3, dtype=torch.float64)
     for position, value in zip(
         _RGB_POSITIONS.get(len(bands), ()), values, strict=False
     ):
         bands[position] = value
-    return bands.repeat(dates)[:, None, None]
+    return bands.repeat(dates)
 
 
 def _spread(weight: Tensor, rgb: Sequence[int], in_channels: int) -> Tensor:

@@ -3,7 +3,9 @@
 
 """Where a backbone starts from: a weight of TorchGeo, or a file."""
 
+import json
 import os
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -11,8 +13,14 @@ from torch import Tensor, nn
 from torchvision.models._api import WeightsEnum
 
 from .bands import adapt_stem
-from .official import StateDict, convert_official_backbone, unwrap_state
-from .reading import read_weights
+from .normalization import PUBLISHED, Pixels, find_pixels
+from .official import (
+    StateDict,
+    convert_official_backbone,
+    find_architecture,
+    unwrap_state,
+)
+from .reading import read_metadata, read_weights
 
 Network = Literal['student', 'teacher']
 
@@ -20,22 +28,28 @@ Network = Literal['student', 'teacher']
 _OFFICIAL_PREFIXES = {'student': 'online_encoder.model.', 'teacher': 'branch_encoder.'}
 
 
-def load_backbone(backbone: nn.Module, weights: WeightsEnum | str) -> None:
-    """Load the weights of a backbone strictly.
+class BackboneState(dict[str, Tensor]):
+    """Tensors of a backbone by timm's names, which know the pixels it was trained on.
 
-    Args:
-        backbone: The timm model.
-        weights: A weight enum of TorchGeo, its name, or a file, see
-            :func:`read_backbone`.
-
-    Raises:
-        ValueError: If there is no such weight or file, or if a tensor is missing,
-            unexpected or of another shape; all are named.
+    Attributes:
+        pixels: The pixels. None: unknown.
+        model: timm's name of the model. None: unknown.
     """
-    load_strictly(backbone, get_state_dict(weights), str(weights))
+
+    pixels: Pixels | None = None
+    model: str | None = None
+
+    @property
+    def children(self) -> set[str]:
+        """Names of the modules that the backbone consists of."""
+        return {name.partition('.')[0] for name in self}
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickle the tensors alone, so that safe readers take the file."""
+        return OrderedDict, (), None, None, iter(self.items())
 
 
-def get_state_dict(weights: WeightsEnum | str) -> StateDict:
+def get_state_dict(weights: WeightsEnum | str) -> BackboneState:
     """Get the tensors of a weight of TorchGeo, or of a file.
 
     Args:
@@ -63,30 +77,30 @@ def get_state_dict(weights: WeightsEnum | str) -> StateDict:
     state: StateDict = weights.get_state_dict(
         progress=True, check_hash=True, weights_only=True
     )
-    return state
+    return state if isinstance(state, BackboneState) else BackboneState(state)
 
 
-def read_full_state(weights: Any) -> StateDict | None:
-    """Read a full published pre-training state, where it is one.
+def read_start(
+    weights: WeightsEnum | str,
+) -> tuple[BackboneState | None, StateDict | None]:
+    """Read where a pre-training starts from, once.
 
     Args:
-        weights: A *weights* argument.
+        weights: A weight enum of TorchGeo, its name, or a file.
 
     Returns:
-        The tensors by their published names; None if *weights* is anything but the path
-        to a file with heads, queue and centre.
+        The backbone, or a full published state with heads, queue and centre by the
+        published names; the other is None.
 
     Raises:
-        ValueError: If the file is no file of weights, or unsafe.
+        ValueError: If there is no such weight or file, or it is unsafe.
     """
     if not isinstance(weights, str) or not os.path.isfile(weights):
-        return None
+        return get_state_dict(weights), None
     content = read_weights(weights)
-    state = content.get('model', content) if isinstance(content, Mapping) else {}
-    full = isinstance(state, Mapping) and any(
-        name.startswith(_OFFICIAL_PREFIXES['student']) for name in state
-    )
-    return unwrap_state(state, f"'{weights}'") if full else None
+    if is_published(content):
+        return None, unwrap_state(content, f"'{weights}'")
+    return extract_backbone(content, weights, metadata=read_metadata(weights)), None
 
 
 def is_ours(checkpoint: Any) -> bool:
@@ -104,12 +118,27 @@ def is_ours(checkpoint: Any) -> bool:
     )
 
 
+def is_published(content: Any) -> bool:
+    """Tell a full published state from other files.
+
+    Args:
+        content: What a file holds.
+
+    Returns:
+        Whether it has the authors' names of student and heads.
+    """
+    state = content.get('model', content) if isinstance(content, Mapping) else {}
+    return isinstance(state, Mapping) and any(
+        name.startswith(_OFFICIAL_PREFIXES['student']) for name in state
+    )
+
+
 def read_backbone(
     path: str | os.PathLike[str],
     *,
     network: Network = 'student',
     weights_only: bool = True,
-) -> StateDict:
+) -> BackboneState:
     """Read the tensors of a backbone from a file.
 
     Args:
@@ -125,28 +154,38 @@ def read_backbone(
     Raises:
         ValueError: If the file holds no backbone.
     """
-    return extract_backbone(read_weights(path, weights_only), str(path), network)
+    content = read_weights(path, weights_only)
+    return extract_backbone(content, str(path), network, read_metadata(path))
 
 
 def extract_backbone(
-    checkpoint: Any, source: str, network: Network = 'student'
-) -> StateDict:
+    checkpoint: Any,
+    source: str,
+    network: Network = 'student',
+    metadata: Mapping[str, str] | None = None,
+) -> BackboneState:
     """Find the tensors of a backbone in what a file holds.
 
     Args:
         checkpoint: What the file holds.
         source: What to call it in an error.
         network: Which network of a checkpoint or full state.
+        metadata: Metadata of the file, if it is one of safetensors.
 
     Returns:
-        The tensors by timm's names.
+        The tensors by timm's names, and as far as known the pixels.
 
     Raises:
         ValueError: If there are none.
     """
+    pixels = find_pixels(checkpoint, metadata or {})
+    if is_published(checkpoint):
+        pixels = PUBLISHED
+    model = json.loads((metadata or {}).get('model', 'null'))
     if isinstance(checkpoint, Mapping) and 'state_dict' in checkpoint:
         if 'hyper_parameters' in checkpoint and not is_ours(checkpoint):
             raise ValueError(f"'{source}' is no checkpoint of CMID: it has no student")
+        model = checkpoint.get('hyper_parameters', {}).get('model')
         checkpoint = checkpoint['state_dict']
     state = unwrap_state(checkpoint, f"'{source}'")
     prefixes = (f'{network}.backbone.', _OFFICIAL_PREFIXES[network], 'backbone.')
@@ -158,9 +197,13 @@ def extract_backbone(
                 if name.startswith(prefix)
             }
             break
-    if 'patch_embed.projection.weight' in state:  # a Swin by the names of mmcls
-        return convert_official_backbone(state)
-    return state
+    architecture = find_architecture(state)
+    if architecture is not None and architecture.stem not in state:
+        state = convert_official_backbone(state)  # by the names of the authors
+        model = architecture.timm_name
+    backbone = BackboneState(state)
+    backbone.pixels, backbone.model = pixels, model
+    return backbone
 
 
 def load_strictly(

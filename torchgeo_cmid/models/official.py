@@ -5,33 +5,17 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import timm
 import torch
 from torch import Tensor
 
+from .architectures import ARCHITECTURES, Architecture
 from .reading import read_weights
 
 StateDict = dict[str, Tensor]
-
-# A tensor that only this published backbone has -> timm's name of the backbone
-OFFICIAL_BACKBONES = {
-    'conv1.weight': 'resnet50',
-    'patch_embed.projection.weight': 'swin_base_patch4_window7_224',
-}
-
-# timm's name of a Swin tensor -> its name in mmcls, which the authors built upon
-_MMCLS_NAMES = (
-    (r'^patch_embed\.proj\.', 'patch_embed.projection.'),
-    (r'^layers\.(\d+)\.downsample\.', lambda m: f'stages.{int(m[1]) - 1}.downsample.'),
-    (r'^layers\.(\d+)\.blocks\.', r'stages.\1.blocks.'),
-    (r'\.attn\.', '.attn.w_msa.'),
-    (r'\.mlp\.fc1\.', '.ffn.layers.0.0.'),
-    (r'\.mlp\.fc2\.', '.ffn.layers.1.'),
-    (r'^norm\.', 'norm3.'),
-)
 
 # Prefix in the CMID task -> prefix in the full published state
 _PREFIXES = (
@@ -54,26 +38,43 @@ _WEIGHT_NORM = (
 )
 
 
-def official_backbone_name(name: str) -> str:
+def find_architecture(names: Collection[str]) -> Architecture | None:
+    """Find the architecture whose stem is among tensors.
+
+    Args:
+        names: Names of tensors, timm's or the authors'.
+
+    Returns:
+        The architecture; None if it is none that was published.
+    """
+    for architecture in ARCHITECTURES.values():
+        if architecture.stem in names or architecture.official_stem in names:
+            return architecture
+    return None
+
+
+def official_backbone_name(name: str, architecture: Architecture | None) -> str:
     """Give the published name of a backbone's tensor.
 
     Args:
-        name: timm's name, of a ResNet (the same) or a Swin (mmcls).
+        name: timm's name.
+        architecture: The architecture. None: names are the same.
 
     Returns:
         The name in the authors' files.
     """
-    if name.startswith(('patch_embed.', 'layers.', 'norm.')):
-        for pattern, replacement in _MMCLS_NAMES:
+    if architecture is not None:
+        for pattern, replacement in architecture.official_names:
             name = re.sub(pattern, replacement, name)
     return name
 
 
-def official_name(name: str) -> str:
+def official_name(name: str, architecture: Architecture | None) -> str:
     """Give the published name of a tensor of the CMID task.
 
     Args:
         name: Name in the task's state dict.
+        architecture: The architecture of the backbone.
 
     Returns:
         The name in the authors' full pre-training state.
@@ -85,7 +86,7 @@ def official_name(name: str) -> str:
         if name.startswith(prefix):
             rest = name.removeprefix(prefix)
             if '.backbone.' in prefix:
-                rest = official_backbone_name(rest)
+                rest = official_backbone_name(rest, architecture)
             for ours, theirs in _WEIGHT_NORM:
                 rest = rest.replace(ours, theirs)
             return official + rest
@@ -129,9 +130,11 @@ def convert_official_checkpoint(
             named.
     """
     names: dict[str, str] = {}  # official name -> ours
+    prefix = 'student.backbone.'
+    architecture = find_architecture({k.removeprefix(prefix) for k in reference})
     for name in reference:
         try:
-            official = official_name(name)
+            official = official_name(name, architecture)
         except KeyError:
             raise ValueError(
                 f'a published state has no {name}: it was trained with all branches '
@@ -161,20 +164,22 @@ def convert_official_backbone(state_dict: Mapping[str, Tensor]) -> StateDict:
         ValueError: If it is neither, or if a tensor is missing, unexpected or of
             another shape; all are named.
     """
-    model = next(
-        (OFFICIAL_BACKBONES[n] for n in OFFICIAL_BACKBONES if n in state_dict), ''
+    architecture = next(
+        (each for each in ARCHITECTURES.values() if each.official_stem in state_dict),
+        None,
     )
-    if not model:
+    if architecture is None:
+        stems = ' and '.join(each.official_stem for each in ARCHITECTURES.values())
         raise ValueError(
-            'this is no published backbone: it has neither of the tensors '
-            + ' and '.join(OFFICIAL_BACKBONES)
+            f'this is no published backbone: it has none of the tensors {stems}'
         )
+    model = architecture.timm_name
     with torch.device('meta'):
         reference = timm.create_model(model, num_classes=0).state_dict()
     expected = {
         official: name
         for official, name in _expect(
-            {official_backbone_name(name): name for name in reference}
+            {official_backbone_name(name, architecture): name for name in reference}
         ).items()
         if name is not None or official in state_dict  # files without an index occur
     }

@@ -14,26 +14,25 @@ import torchvision.transforms.v2 as T
 from torch import nn
 from torchvision.models._api import Weights, WeightsEnum
 
-from .loading import read_backbone
-from .official import OFFICIAL_BACKBONES, StateDict, convert_official_backbone
-
-#: Statistics of red, green and blue, of values in 0..1, by which images are normalised.
-MEAN = (0.33797, 0.3605, 0.3348)
-STD = (0.1359, 0.1352, 0.1407)
+from .architectures import ARCHITECTURES, MEAN, RESNET50, STD, SWIN_B, Architecture
+from .loading import BackboneState, read_backbone
+from .normalization import PUBLISHED
+from .official import convert_official_backbone, find_architecture
 
 _transforms = nn.Sequential(T.Normalize(mean=list(MEAN), std=list(STD)))
 
 
-def _weights(model: str, file_id: str, dataset: str, epochs: int) -> Weights:
+def _weights(architecture: Architecture, name: str) -> Weights:
     """Describe one published file."""
+    file_id, dataset, epochs = architecture.files[name]
     return Weights(
         url=f'https://box.nju.edu.cn/f/{file_id}/?dl=1',
         transforms=_transforms,
         meta={
             'dataset': dataset,
             'in_chans': 3,
-            'bands': ('R', 'G', 'B'),
-            'model': model,
+            'bands': PUBLISHED.bands,
+            'model': architecture.name,
             'publication': 'https://arxiv.org/abs/2304.09670',
             'repo': 'https://github.com/NJU-LHRS/official-CMID',
             'ssl_method': 'cmid',
@@ -56,6 +55,11 @@ class PublishedWeights(WeightsEnum):  # type: ignore[misc]
         return model if self.name == 'MILLIONAID' else f'{model}_{self.name.lower()}'
 
     @property
+    def architecture(self) -> Architecture:
+        """The architecture that the weights are of."""
+        return ARCHITECTURES[self.meta['model']]
+
+    @property
     def file_name(self) -> str:
         """Name of the file in torch.hub's cache; the published links have none."""
         return f'{self.meta["model"]}_{self.name.lower()}.pth'
@@ -68,7 +72,7 @@ class PublishedWeights(WeightsEnum):  # type: ignore[misc]
         check_hash: bool = True,
         file_name: str | None = None,
         weights_only: bool = True,
-    ) -> StateDict:
+    ) -> BackboneState:
         """Get the tensors by timm's names; the file is fetched once.
 
         Arguments are those of :func:`torch.hub.load_state_dict_from_url`. The SHA-256
@@ -83,7 +87,7 @@ class PublishedWeights(WeightsEnum):  # type: ignore[misc]
             weights_only: Refuse a file that pickles anything but tensors.
 
         Returns:
-            The backbone's state dict.
+            The backbone's state dict, which knows the pixels it was trained on.
 
         Raises:
             ConnectionError: If the file can not be fetched.
@@ -107,7 +111,8 @@ class PublishedWeights(WeightsEnum):  # type: ignore[misc]
                 part.unlink(missing_ok=True)
             _check_hash(path)
         if map_location is not None:
-            state = {name: tensor.to(map_location) for name, tensor in state.items()}
+            for name, tensor in state.items():
+                state[name] = tensor.to(map_location)
         return state
 
     def _fetch(self, part: Path, path: Path, progress: bool) -> None:
@@ -121,29 +126,36 @@ class PublishedWeights(WeightsEnum):  # type: ignore[misc]
                 'weights'
             ) from error
 
-    def _read(self, path: Path, weights_only: bool) -> StateDict:
+    def _read(self, path: Path, weights_only: bool) -> BackboneState:
         """Read the file, and check that it holds this backbone."""
         state = read_backbone(path, weights_only=weights_only)
         model = self.meta['model']
-        if 'swin' in model and 'patch_embed.proj.weight' in state:
-            return state  # read_backbone has converted and checked it
-        if 'resnet' in model and next(iter(OFFICIAL_BACKBONES)) in state:
-            return convert_official_backbone(state)
-        raise ValueError(f"'{path}' holds another backbone than {model}")
+        found = find_architecture(state)
+        if found is None or found.name != model:
+            raise ValueError(f"'{path}' holds another backbone than {model}")
+        if found.official_stem == found.stem:  # read_backbone has not converted it
+            state = BackboneState(convert_official_backbone(state))
+        state.pixels = PUBLISHED
+        return state
 
 
-class CMIDResNet50_Weights(PublishedWeights):
-    """ResNet-50 weights, for timm's *resnet50* and for *cmid_resnet50*."""
+def _weights_class(architecture: Architecture) -> type[PublishedWeights]:
+    """Make the class of the weights of an architecture."""
+    members = {name: _weights(architecture, name) for name in architecture.files}
+    made: type[PublishedWeights] = PublishedWeights(
+        architecture.weights_class, members, module=__name__
+    )
+    made.__doc__ = (
+        f"{architecture.name} weights, for timm's *{architecture.timm_name}* and for "
+        f'*{architecture.name}*.'
+    )
+    return made
 
-    MILLIONAID = _weights('cmid_resnet50', 'b2e7ad5d3aea4f569e82', 'MillionAID', 200)
-    POTSDAM = _weights('cmid_resnet50', 'd12c2d027d2846119855', 'Potsdam', 400)
 
-
-class CMIDSwinB_Weights(PublishedWeights):
-    """Swin-B weights, for timm's *swin_base_patch4_window7_224* and *cmid_swin_b*."""
-
-    MILLIONAID = _weights('cmid_swin_b', '82a3c7ca7bfc4887aef8', 'MillionAID', 200)
-    POTSDAM = _weights('cmid_swin_b', '92d3d42dce07467f9d8e', 'Potsdam', 400)
+#: The weights of each architecture by its name.
+WEIGHTS = {name: _weights_class(each) for name, each in ARCHITECTURES.items()}
+CMIDResNet50_Weights = WEIGHTS[RESNET50.name]
+CMIDSwinB_Weights = WEIGHTS[SWIN_B.name]
 
 
 def _check_hash(path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 # What the parsers of pickles and safetensors raise on bytes that are neither
@@ -68,6 +68,27 @@ def read_weights(path: str | os.PathLike[str], weights_only: bool = True) -> Any
             ) from error
         raise _no_checkpoint(path, error) from error
     except _PARSER_ERRORS as error:
+        raise _no_checkpoint(path, error) from error
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    """Read the metadata of a safetensors file.
+
+    Args:
+        path: Any file of weights.
+
+    Returns:
+        Texts by name, none if it is of another format.
+
+    Raises:
+        ValueError: If the file is damaged.
+    """
+    if Path(path).suffix != '.safetensors':
+        return {}
+    try:
+        with safe_open(path, 'pt') as file:
+            return dict(file.metadata() or {})
+    except SafetensorError as error:
         raise _no_checkpoint(path, error) from error
 
 

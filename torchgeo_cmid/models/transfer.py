@@ -7,7 +7,7 @@ Stock models of these architectures do not carry the weights into every TorchGeo
 smp names Swin's tensors its own way and fixes its input at 224 px.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -18,40 +18,69 @@ from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
 from torch import Tensor, nn
 from torchvision.models._api import WeightsEnum
 
-from .loading import get_state_dict, load_strictly
-from .normalization import InputNormalization
-from .published import MEAN, STD
+from .architectures import ARCHITECTURES, MEAN, RESNET50, STD, SWIN_B, Architecture
+from .loading import BackboneState, get_state_dict, load_strictly
+from .normalization import PUBLISHED, InputNormalization, attach
 
-_INPUT = {'input_size': (3, 224, 224), 'mean': MEAN, 'std': STD, 'pool_size': (7, 7)}
 _CONFIGS: dict[str, dict[str, Any]] = {
-    'cmid_resnet50': {**_INPUT, 'first_conv': 'conv1', 'classifier': 'fc'},
-    'cmid_swin_b': {
-        **_INPUT,
-        'first_conv': 'patch_embed.proj',
-        'classifier': 'head.fc',
-    },
+    name: {
+        'input_size': (3, 224, 224),
+        'mean': MEAN,
+        'std': STD,
+        'pool_size': (7, 7),
+        'first_conv': each.first_conv,
+        'classifier': each.classifier,
+    }
+    for name, each in ARCHITECTURES.items()
 }
 default_cfgs = generate_default_cfgs(
     {f'{name}.millionaid': config for name, config in _CONFIGS.items()}
 )
-_RESNET50: dict[str, Any] = {'block': Bottleneck, 'layers': [3, 4, 6, 3]}
-_SWIN_B: dict[str, Any] = {
-    'embed_dim': 128,
-    'depths': (2, 2, 18, 2),
-    'num_heads': (4, 8, 16, 32),
-    'window_size': 7,
-    'strict_img_size': False,
+
+# Family -> timm's class, and what else it needs to be built as timm builds it
+_FAMILIES: dict[str, tuple[type[nn.Module], dict[str, Any], dict[str, Any]]] = {
+    'resnet': (ResNet, {'block': Bottleneck}, {}),
+    'swin': (
+        SwinTransformer,
+        {},
+        {'feature_cfg': {'out_indices': (0, 1, 2, 3), 'flatten_sequential': True}},
+    ),
 }
 
 
-def cmid_resnet50(
-    weights: WeightsEnum | str | None = None,
-    *,
-    pretrained: bool = False,
-    normalize: bool | None = None,
-    **kwargs: Any,
-) -> nn.Module:
-    """ResNet-50 that takes values in 0..1.
+def _model(architecture: Architecture) -> Callable[..., nn.Module]:
+    """Make the function that builds a model, for TorchGeo's and timm's registries."""
+    family, common, options = _FAMILIES[architecture.family]
+
+    def build(
+        weights: WeightsEnum | str | None = None,
+        *,
+        pretrained: bool = False,
+        normalize: bool | None = None,
+        unit: float | None = 1.0,
+        **kwargs: Any,
+    ) -> nn.Module:
+        model: nn.Module = build_model_with_cfg(
+            family,
+            architecture.name,
+            pretrained=False,
+            **options,
+            **{**common, **architecture.arguments, **kwargs},
+        )
+        stem = model.get_parameter(architecture.stem)
+        _prepare(model, architecture, stem.shape[1], normalize, unit)
+        chosen = weights or (architecture.name if pretrained else None)
+        if chosen is not None:
+            state = get_state_dict(chosen)
+            load_strictly(model, state, str(chosen))
+            follow_pixels(model, state)
+        return model
+
+    build.__name__ = build.__qualname__ = architecture.name
+    build.__doc__ = f"""{architecture.name}, which normalises its images itself.
+
+    It is timm's ``{architecture.timm_name}``. In a run of a TorchGeo task it finds out
+    what has been done to the images; in plain Python *unit* says what they hold.
 
     If you use this model in your research, please cite the following paper:
 
@@ -60,60 +89,35 @@ def cmid_resnet50(
     Args:
         weights: Pre-trained weights: a weight enum, its name, or a file.
         pretrained: Load the weights that were pre-trained on MillionAID.
-        normalize: Whether images are normalised by the published mean and std. None: if
-            the first batch has no negative values; see
-            :class:`~torchgeo_cmid.models.normalization.InputNormalization`.
+        normalize: Whether images are normalised by the mean and std of the weights (of
+            the published ones, where there are none). None: a run decides; in plain
+            Python, they are.
+        unit: The number that stands for 1 in the images: 255 for 8-bit images, 10000
+            for reflectance times 10,000. None: they hold raw numbers, as in training.
         **kwargs: Additional keyword arguments to pass to
-            :class:`timm.models.resnet.ResNet`.
+            :class:`timm.models.{family.__module__.rpartition('.')[2]}.{family.__name__}`.
 
     Returns:
-        A ResNet-50 model.
+        The model.
+
+    Raises:
+        ValueError: If the weights do not fit, or if more than 1 % of the values of the
+            first four batches are implausible for *unit*.
     """
-    name = 'cmid_resnet50'
-    model: nn.Module = build_model_with_cfg(
-        ResNet, name, pretrained=False, **_RESNET50, **kwargs
-    )
-    return _finish(model, name, weights, pretrained, normalize)
+    return build
 
 
-def cmid_swin_b(
-    weights: WeightsEnum | str | None = None,
-    *,
-    pretrained: bool = False,
-    normalize: bool | None = None,
-    **kwargs: Any,
-) -> nn.Module:
-    """Swin-B that takes values in 0..1 and images of any multiple of 32 px.
-
-    If you use this model in your research, please cite the following paper:
-
-    * https://arxiv.org/abs/2304.09670
-
-    Args:
-        weights: As of :func:`cmid_resnet50`.
-        pretrained: As of :func:`cmid_resnet50`.
-        normalize: As of :func:`cmid_resnet50`.
-        **kwargs: Additional keyword arguments to pass to
-            :class:`timm.models.swin_transformer.SwinTransformer`.
-
-    Returns:
-        A Swin-B model.
-    """
-    name = 'cmid_swin_b'
-    model: nn.Module = build_model_with_cfg(
-        SwinTransformer,
-        name,
-        pretrained=False,
-        feature_cfg={'out_indices': (0, 1, 2, 3), 'flatten_sequential': True},
-        **{**_SWIN_B, **kwargs},
-    )
-    return _finish(model, name, weights, pretrained, normalize)
+#: The models of each architecture by its name.
+MODELS = {name: _model(each) for name, each in ARCHITECTURES.items()}
+cmid_resnet50 = MODELS[RESNET50.name]
+cmid_swin_b = MODELS[SWIN_B.name]
 
 
 class _Encoder(EncoderMixin):  # type: ignore[misc]
     """What both encoders of segmentation_models_pytorch have in common."""
 
     name: str
+    architecture: Architecture
     pretrained_cfg: dict[str, Any]
     input_normalization: InputNormalization
 
@@ -124,7 +128,7 @@ class _Encoder(EncoderMixin):  # type: ignore[misc]
             in_channels: Number of bands.
             pretrained: Not used: :meth:`load_state_dict` adapts the filters.
         """
-        stem: Any = self.get_submodule(self.pretrained_cfg['first_conv'])
+        stem: Any = self.get_submodule(self.architecture.first_conv)
         if stem.in_channels == in_channels:
             return
         stem.in_channels = in_channels
@@ -154,29 +158,37 @@ class _Encoder(EncoderMixin):  # type: ignore[misc]
         """
         source = f'weights of {self.name}'
         load_strictly(self, state_dict, source, two_dates=True, excused=('norm.',))
+        follow_pixels(self, state_dict)
         return torch.nn.modules.module._IncompatibleKeys([], [])
 
 
 class ResNetEncoder(_Encoder, ResNet):
     """The ResNet-50 as an encoder of segmentation_models_pytorch."""
 
-    pretrained_cfg = _CONFIGS['cmid_resnet50']
+    architecture = RESNET50
+    pretrained_cfg = _CONFIGS[RESNET50.name]
 
     def __init__(
-        self, depth: int = 5, output_stride: int = 32, normalize: bool | None = None
+        self,
+        depth: int = 5,
+        output_stride: int = 32,
+        normalize: bool | None = None,
+        unit: float | None = 1.0,
     ) -> None:
         """Initialize a new ResNetEncoder instance.
 
         Args:
             depth: Number of stages, 1 to 5.
             output_stride: Stride of the last stage; less than 32 dilates it.
-            normalize: Whether images are normalised. None: the first batch decides.
+            normalize: As of :func:`cmid_resnet50`.
+            unit: As of :func:`cmid_resnet50`.
         """
-        ResNet.__init__(self, num_classes=0, global_pool='', **_RESNET50)
-        self.name = 'cmid_resnet50'
+        arguments = {'block': Bottleneck, **self.architecture.arguments}
+        ResNet.__init__(self, num_classes=0, global_pool='', **arguments)
+        self.name = self.architecture.name
         self._depth, self._output_stride = depth, output_stride
         self._out_channels = [3, 64, 256, 512, 1024, 2048]
-        _prepare(self, self.name, 3, normalize)
+        _prepare(self, self.architecture, 3, normalize, unit)
 
     def get_stages(self) -> dict[int, list[Any]]:
         """Name the stages that can be dilated, by their stride."""
@@ -213,17 +225,23 @@ class SwinEncoder(_Encoder, SwinTransformer):
     no final norm.
     """
 
-    pretrained_cfg = _CONFIGS['cmid_swin_b']
+    architecture = SWIN_B
+    pretrained_cfg = _CONFIGS[SWIN_B.name]
 
     def __init__(
-        self, depth: int = 5, output_stride: int = 32, normalize: bool | None = None
+        self,
+        depth: int = 5,
+        output_stride: int = 32,
+        normalize: bool | None = None,
+        unit: float | None = 1.0,
     ) -> None:
         """Initialize a new SwinEncoder instance.
 
         Args:
             depth: Number of stages, 2 to 5.
             output_stride: Stride of the last stage, 32.
-            normalize: Whether images are normalised. None: the first batch decides.
+            normalize: As of :func:`cmid_resnet50`.
+            unit: As of :func:`cmid_resnet50`.
 
         Raises:
             ValueError: If *output_stride* is not 32.
@@ -233,12 +251,13 @@ class SwinEncoder(_Encoder, SwinTransformer):
                 f'output_stride={output_stride} must be 32: the stages of cmid_swin_b '
                 'can not be dilated. Use unet or upernet, or cmid_resnet50'
             )
-        SwinTransformer.__init__(self, num_classes=0, global_pool='', **_SWIN_B)
-        self.name = 'cmid_swin_b'
+        arguments = self.architecture.arguments
+        SwinTransformer.__init__(self, num_classes=0, global_pool='', **arguments)
+        self.name = self.architecture.name
         self._depth, self._output_stride = depth, output_stride
         self._out_channels = [3, 0, 128, 256, 512, 1024]
         self.norm = nn.Identity()
-        _prepare(self, self.name, 3, normalize)
+        _prepare(self, self.architecture, 3, normalize, unit)
 
     def forward(self, x: Tensor) -> list[Tensor]:  # type: ignore[override]
         """Compute the features of all stages.
@@ -258,19 +277,35 @@ class SwinEncoder(_Encoder, SwinTransformer):
         return [x, empty, *maps]
 
 
+#: The encoders of each architecture by its name.
 ENCODERS: dict[str, type[ResNetEncoder | SwinEncoder]] = {
-    'cmid_resnet50': ResNetEncoder,
-    'cmid_swin_b': SwinEncoder,
+    encoder.architecture.name: encoder for encoder in (ResNetEncoder, SwinEncoder)
 }
 
 
+def follow_pixels(model: nn.Module, state: Mapping[str, Any]) -> None:
+    """Let a model of ours normalise as the weights that were loaded know it.
+
+    Args:
+        model: The model.
+        state: The tensors; where they do not tell, the statistics stay what they were.
+    """
+    if isinstance(state, BackboneState) and state.pixels is not None:
+        model.input_normalization.take_pixels(state.pixels)  # type: ignore[operator, union-attr]
+
+
 def _prepare(
-    model: nn.Module, name: str, in_channels: int, normalize: bool | None
+    model: nn.Module,
+    architecture: Architecture,
+    in_channels: int,
+    normalize: bool | None,
+    unit: float | None,
 ) -> None:
     """Put the hooks in place that normalise images and let windows fit any size."""
-    normalization = InputNormalization(name, in_channels, normalize)
-    stem: Any = model.conv1 if hasattr(model, 'conv1') else model.patch_embed
-    stem.register_forward_pre_hook(normalization)
+    normalization = InputNormalization(
+        architecture.name, in_channels, PUBLISHED, normalize, unit
+    )
+    attach(model, architecture.input_module, normalization)
     model.input_normalization = normalization  # type: ignore[assignment]
     for block in model.modules():
         if isinstance(block, SwinTransformerBlock):
@@ -288,19 +323,3 @@ def _shift_windows(block: SwinTransformerBlock, args: tuple[Tensor, ...]) -> Non
         0 if height <= window[0] else shift[0],
         0 if width <= window[1] else shift[1],
     )
-
-
-def _finish(
-    model: nn.Module,
-    name: str,
-    weights: WeightsEnum | str | None,
-    pretrained: bool,
-    normalize: bool | None,
-) -> nn.Module:
-    """Prepare a model that timm has built, and load its weights if there are any."""
-    stem: Any = model.get_parameter(f'{_CONFIGS[name]["first_conv"]}.weight')
-    _prepare(model, name, stem.shape[1], normalize)
-    weights = weights or (name if pretrained else None)
-    if weights is not None:
-        load_strictly(model, get_state_dict(weights), str(weights))
-    return model

@@ -58,6 +58,43 @@ def is_compiled(module: nn.Module) -> bool:
     return module._compiled_call_impl is not None or '_orig_mod' in module._modules
 
 
+def feature_map(backbone: nn.Module, x: Tensor) -> Tensor:
+    """Compute the last features of a timm model of any family as a map.
+
+    Args:
+        backbone: The timm model, compiled or not.
+        x: Images, (B, C, S, S).
+
+    Returns:
+        Map of features, (B, D, h, w): of a transformer its patch tokens.
+    """
+    features = _last_features(backbone, x)
+    if features.ndim == 3:  # (B, prefix + h w, D)
+        tokens = features[:, getattr(backbone, 'num_prefix_tokens', 0) :]
+        side = math.isqrt(tokens.shape[1])
+        return tokens.mT.reshape(len(tokens), -1, side, side)
+    if getattr(backbone, 'output_fmt', 'NCHW') == 'NHWC':
+        return features.permute(0, 3, 1, 2)
+    return features
+
+
+def _last_features(backbone: nn.Module, x: Tensor) -> Tensor:
+    """Compute what a timm model gives before it pools, compiled if it is."""
+    features: Tensor
+    if torch.compiler.is_compiling() or not is_compiled(backbone):
+        features = backbone.forward_features(x)  # type: ignore[operator]
+        return features
+    # What is compiled is the call of the model, and that pools. A call runs what the
+    # model has as `forward`.
+    model: Any = getattr(backbone, '_orig_mod', backbone)
+    model.forward = model.forward_features
+    try:
+        features = backbone(x)
+    finally:
+        del model.forward
+    return features
+
+
 class _StemHook:
     """Adds a token to what a stem gives, where a mask is set; without a mask nothing.
 
@@ -147,7 +184,7 @@ class SpatialBackbone(nn.Module):
         Returns:
             Map of features, (B, D, h, w).
         """
-        return self._as_map(self._last_features(x))
+        return feature_map(self.backbone, x)
 
     def forward_masked(self, x: Tensor, token: Tensor, mask: Tensor) -> Tensor:
         """Compute the last features, with a token added after the stem.
@@ -163,7 +200,7 @@ class SpatialBackbone(nn.Module):
         hook = self._stem_hook()
         hook.token, hook.mask = token, mask
         try:
-            return self._as_map(self._last_features(x))
+            return feature_map(self.backbone, x)
         finally:
             hook.token = hook.mask = None
 
@@ -175,32 +212,6 @@ class SpatialBackbone(nn.Module):
         hook = _StemHook(self.stem_is_channels_first)
         self.stem.register_forward_hook(hook)
         return hook
-
-    def _last_features(self, x: Tensor) -> Tensor:
-        """Compute what the timm model gives before it pools, compiled if it is."""
-        features: Tensor
-        if torch.compiler.is_compiling() or not is_compiled(self.backbone):
-            features = self.backbone.forward_features(x)  # type: ignore[operator]
-            return features
-        # What is compiled is the call of the model, and that pools. A call runs what
-        # the model has as `forward`.
-        model = getattr(self.backbone, '_orig_mod', self.backbone)
-        model.forward = model.forward_features
-        try:
-            features = self.backbone(x)
-        finally:
-            del model.forward
-        return features
-
-    def _as_map(self, features: Tensor) -> Tensor:
-        """Bring the last features of any timm family to (B, D, h, w)."""
-        if features.ndim == 3:  # (B, prefix + h w, D)
-            tokens = features[:, getattr(self.backbone, 'num_prefix_tokens', 0) :]
-            side = math.isqrt(tokens.shape[1])
-            return tokens.mT.reshape(len(tokens), -1, side, side)
-        if getattr(self.backbone, 'output_fmt', 'NCHW') == 'NHWC':
-            return features.permute(0, 3, 1, 2)
-        return features
 
     def _measure(self, model: str, in_channels: int, size: int) -> None:
         """Find the shapes, and freeze what the map does not depend on.

@@ -3,8 +3,9 @@
 
 """What a file of pixels is, and how a window of it is read."""
 
+from .georeference import Georeference, decode_crs
 from .patch import Patch, PatchPair
 from .scene import Scene
 from .sensor import Sensor
 
-__all__ = ('Patch', 'PatchPair', 'Scene', 'Sensor')
+__all__ = ('Georeference', 'Patch', 'PatchPair', 'Scene', 'Sensor', 'decode_crs')

@@ -16,7 +16,6 @@ and does not tell a block that is missing from one of zeros.
 import errno
 import hashlib
 import os
-import re
 import shutil
 import time
 import warnings
@@ -35,8 +34,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from .files import is_remote
-from .raster import Grid, Stamp, open_raster
+from .raster import Grid, open_raster
 from .source import EXACT, Pixels, Source
+from .stamp import Stamp, find_archive, take_stamp
 
 #: Height and width of a block in pixels, that of the tiles of a COG, and what it is
 #: halved to where there are too many bands for its bytes.
@@ -57,12 +57,12 @@ TAG_TEXT = b"""Signature: 8a477f597d28d172789f06886806bc55
 # Decoded blocks of rasters, written by torchgeo-cmid. May be deleted at any time.
 """
 
+#: Bytes at the beginning of small files that tell whether they are whole.
+DIGEST = 32
+
 #: How the names of files begin that are not finished, and the seconds they are kept.
 UNFINISHED = '.unfinished-'
 MAX_AGE = 86_400
-
-#: What GDAL puts before the path of an archive, or rasterio before that of a file.
-PREFIXES = re.compile(r'(/vsi\w+/|[\w+]+://)+\{?')
 
 
 class BlockCache:
@@ -133,6 +133,40 @@ class BlockCache:
         assert data is not None
         return Pixels(data, valid, floating)
 
+    def find(self, kind: str, key: object) -> bytes | None:
+        """Look up something small that was kept beside the blocks.
+
+        Args:
+            kind: What it is.
+            key: All that it depends on, with a ``repr`` that tells it from any other.
+
+        Returns:
+            What was kept, None if there is nothing, or it is damaged.
+        """
+        try:
+            content = memoryview(self._place(kind, key).read_bytes())
+        except OSError:
+            return None
+        digest, payload = content[:DIGEST], content[DIGEST:]
+        return bytes(payload) if digest == _check(key, payload) else None
+
+    def keep(self, kind: str, key: object, payload: bytes) -> None:
+        """Keep something small beside the blocks, with what tells whether it is whole.
+
+        Args:
+            kind: What it is: the name of a folder.
+            key: All that it depends on, with a ``repr`` that tells it from any other.
+            payload: What to keep.
+        """
+        if self._writable:
+            # after a crash of the machine it may not be whole, and that shows
+            content = _check(key, payload) + payload
+            self._write(self._place(kind, key), content, sync=False)
+
+    def _place(self, kind: str, key: object) -> Path:
+        """Name the file of something small."""
+        return self.folder / kind / hashlib.sha256(repr(key).encode()).hexdigest()[:32]
+
     def _cut(
         self, folder: Path, row: int, col: int, rows: slice, cols: slice
     ) -> tuple[NDArray[np.generic], NDArray[np.bool_]] | None:
@@ -198,8 +232,8 @@ class BlockCache:
                 return False
         return True
 
-    def _write(self, path: Path, content: bytes) -> bool:
-        """Write a block whole or not at all, and tell whether it was."""
+    def _write(self, path: Path, content: bytes, sync: bool = True) -> bool:
+        """Write a file whole or not at all, and tell whether it was."""
         unfinished = self.folder / f'{UNFINISHED}{uuid4().hex}'
         try:
             if not self.folder.exists():  # deleted
@@ -213,8 +247,9 @@ class BlockCache:
             path.parent.mkdir(exist_ok=True)
             with unfinished.open('xb') as file:
                 file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
+                if sync:
+                    file.flush()
+                    os.fsync(file.fileno())
             unfinished.replace(path)
         except (FileNotFoundError, ValueError):  # deleted this moment
             return False
@@ -271,66 +306,22 @@ class BlockCache:
         return False
 
 
-def take_stamp(path: str) -> Stamp | None:
-    """Look at the files that make up a raster.
-
-    Args:
-        path: Raster file, as a path or as GDAL names it.
-
-    Returns:
-        Size and time of change of the file, its mask, its metadata and its world files,
-        None for those that do not exist. An archive stands for what is in it; anything
-        else that is not on a local disk is taken to stay what it is. None if there is
-        nothing to go by.
-    """
-    if is_remote(path):
-        if '/vsimem/' in path:  # each process has its own
-            return None
-        archive = _find_archive(path)
-        if archive is None:
-            return ()
-        path = archive
-    stamp = tuple(map(_stat, _parts(path)))
-    return None if stamp[0] is None else stamp
-
-
-def _stat(path: str) -> tuple[int, int] | None:
-    """Look up size and time of change (nanoseconds)."""
-    try:
-        stat = os.stat(path)
-    except OSError:
-        return None
-    return stat.st_size, stat.st_mtime_ns
-
-
-@lru_cache(maxsize=4096)
-def _parts(path: str) -> tuple[str, ...]:
-    """List the files that GDAL reads with a raster, whether they exist or not."""
-    root, ending = os.path.splitext(path)
-    worlds = (f'{ending[:2]}{ending[-1:]}w', f'{ending}w', '.wld')
-    return path, f'{path}.msk', f'{path}.aux.xml', *(root + world for world in worlds)
-
-
-@lru_cache(maxsize=4096)
-def _find_archive(path: str) -> str | None:
-    """Find the local file that a path of GDAL starts with."""
-    rest = re.sub(r'[}!].*', '', PREFIXES.sub('', path, count=1))
-    ends = [match.start() for match in re.finditer('/', rest)] + [len(rest)]
-    found = (rest[:end] for end in ends if os.path.isfile(rest[:end]))
-    return next(map(os.path.abspath, found), None)
-
-
 @lru_cache(maxsize=4096)
 def _digest(
     path: str, indexes: tuple[int, ...], grid: Grid | None, stamp: Stamp, size: int
 ) -> str:
     """Name the folder of a source: with anything in it changed, it is another."""
-    seen = None
-    if grid is not None:
-        seen = (grid.crs.to_wkt(), tuple(grid.transform), grid.height, grid.width)
-    archive = _find_archive(path) if is_remote(path) else None
+    seen = None if grid is None else grid.key
+    archive = find_archive(path) if is_remote(path) else None
     key = (rasterio.__gdal_version__, path, archive, indexes, seen, stamp, size)
     return hashlib.sha256(repr(key).encode()).hexdigest()[:32]
+
+
+def _check(key: object, payload: bytes | memoryview) -> bytes:
+    """Sum up what is kept under a key: under another one it is of no use."""
+    digest = hashlib.sha256(repr(key).encode())
+    digest.update(payload)
+    return digest.digest()
 
 
 def _size(source: Source) -> int:

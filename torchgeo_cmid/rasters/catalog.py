@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 
 import shapely
 
+from .cache import BlockCache
 from .files import find_files, group_by_band
+from .records import Found, Records
 from .scene import Scene, open_scene
 from .sensor import Sensor
 
@@ -28,6 +30,8 @@ class Catalog:
     min_valid: float = 0.0
     #: Leave out the scenes that cannot be used.
     skip_bad_files: bool = False
+    #: Where what is found out about files is kept.
+    cache: BlockCache | None = None
     scenes: list[Scene] = field(default_factory=list)
     #: Outlines of the scenes in longitude and latitude.
     footprints: list[shapely.Geometry] = field(default_factory=list)
@@ -53,16 +57,23 @@ class Catalog:
         if sensor.filename_regex is not None:
             found = group_by_band(list(map(str, found)), sensor.filename_regex)
         bands = sensor.bands or sensor.all_bands
-        for files in found:
-            path = files if isinstance(files, str) else next(iter(files.values()))
-            if bands is None and not isinstance(files, str):
-                bands = _natural(files)
-            try:
-                self._add_scene(files, sensor, bands)
-            except (OSError, ValueError) as error:
-                if not self.skip_bad_files:
-                    raise
-                self.skipped[path] = str(error)
+        records = None
+        if self.cache is not None:
+            records = Records(self.cache, sensor, self.region)
+        try:
+            for files in found:
+                path = files if isinstance(files, str) else next(iter(files.values()))
+                if bands is None and not isinstance(files, str):
+                    bands = _natural(files)
+                try:
+                    self._add_scene(files, sensor, bands, records)
+                except (OSError, ValueError) as error:
+                    if not self.skip_bad_files:
+                        raise
+                    self.skipped[path] = str(error)
+        finally:  # where one file stops the run, the next has not to look at all again
+            if records is not None:
+                records.save()
 
     def finish(self, name: object) -> None:
         """Say what was skipped, and refuse to go on with nothing.
@@ -93,25 +104,50 @@ class Catalog:
         files: str | dict[str, str],
         sensor: Sensor,
         bands: Sequence[int | str] | None,
+        records: Records | None,
     ) -> None:
         """Add one scene if it meets the region."""
-        scene: Scene | None = open_scene(files, sensor, bands)
-        assert scene is not None
-        names = tuple(bands or scene.indexes)
-        if self.bands and len(names) != len(self.bands):
-            raise ValueError(
-                f'{scene.path} has {len(names)} bands, but {self.scenes[0].path} has '
-                f'{len(self.bands)}: name the bands to read with bands'
-            )
-        if self.region is not None:
-            scene = scene.clip(self.region)
-        if scene is None:
+        found = None if records is None else records.find(files, bands)
+        if found is None:
+            scene = open_scene(files, sensor, bands)
+            self._check_bands(scene, bands)
+            found = self._place(scene)
+            if records is not None:
+                records.keep(files, bands, found)
+        else:
+            self._check_bands(found.scene, bands)
+        scene, footprint = found
+        if footprint is None:
             self.outside += 1
             return
-        scene = scene.demand_valid(self.min_valid)
-        self.footprints.append(scene.footprint)  # fails where it is not on the Earth
+        if self.min_valid and scene.may_have_fill:
+            coverage = None if records is None else records.find_coverage(scene)
+            measured = scene.demand_valid(self.min_valid, coverage)
+            if coverage is None and records is not None:
+                assert measured.coverage is not None
+                records.keep_coverage(scene, measured.coverage)
+            scene = measured
+        self.footprints.append(footprint)
         self.scenes.append(scene)
-        self.bands = self.bands or names
+        self.bands = self.bands or tuple(bands or scene.indexes)
+
+    def _check_bands(self, scene: Scene, bands: Sequence[int | str] | None) -> None:
+        """Refuse another number of bands than the first scene has."""
+        number = len(bands or scene.indexes)
+        if self.bands and number != len(self.bands):
+            raise ValueError(
+                f'{scene.path} has {number} bands, but {self.scenes[0].path} has '
+                f'{len(self.bands)}: name the bands to read with bands'
+            )
+
+    def _place(self, scene: Scene) -> Found:
+        """Cut a scene to the region, and find its outline on the Earth."""
+        inside: Scene | None = scene
+        if self.region is not None:
+            inside = scene.clip(self.region)
+        if inside is None:
+            return Found(scene, None)
+        return Found(inside, inside.footprint)  # fails where it is not on the Earth
 
 
 def _natural(names: Iterable[str]) -> list[str]:

@@ -3,8 +3,10 @@
 
 """Where the fill pixels of a scene are, summed so that patches are looked up."""
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +22,20 @@ CHUNK = 2**22
 
 #: Pixels of a scene that is searched for fill, at most: hours of decoding.
 MAX_PIXELS = 2**36
+
+
+def divide(window: Window) -> tuple[int, tuple[int, int]]:
+    """Divide a scene into cells.
+
+    Args:
+        window: The part of its files that the scene is.
+
+    Returns:
+        Height and width of a cell in pixels, and the number of rows and of columns.
+    """
+    height, width = round(window.height), round(window.width)
+    cell = -(-max(height, width) // MAX_CELLS)
+    return cell, (-(-height // cell), -(-width // cell))
 
 
 @dataclass(frozen=True)
@@ -52,8 +68,8 @@ class Coverage:
                 f'{sources[0].path}: {height} x {width} pixels are too many to look '
                 'for fill; set min_valid to 0, or cut the file into tiles'
             )
-        cell = -(-max(height, width) // MAX_CELLS)
-        counts = np.zeros((-(-height // cell), -(-width // cell)), dtype=np.int64)
+        cell, shape = divide(window)
+        counts = np.zeros(shape, dtype=np.int64)
         rows = cell * max(1, CHUNK // (cell * width))
         for start in range(0, height, rows):
             part = Window(
@@ -64,9 +80,62 @@ class Coverage:
             fill = np.add.reduceat(~valid, next(edges), axis=0, dtype=np.int64)
             fill = np.add.reduceat(fill, next(edges), axis=1)
             counts[start // cell : start // cell + len(fill)] = fill
+        return cls.of_counts(cell, counts)
+
+    @classmethod
+    def of_counts(cls, cell: int, counts: NDArray[np.integer]) -> 'Coverage':
+        """Sum up counts.
+
+        Args:
+            cell: Height and width of a cell in pixels.
+            counts: Fill pixels of each cell (rows, columns).
+
+        Returns:
+            The sums.
+        """
         sums = np.zeros((counts.shape[0] + 1, counts.shape[1] + 1), dtype=np.int64)
-        sums[1:, 1:] = counts.cumsum(axis=0).cumsum(axis=1)
+        sums[1:, 1:] = counts.cumsum(axis=0, dtype=np.int64).cumsum(axis=1)
         return cls(cell, sums)
+
+    def fits(self, window: Window) -> bool:
+        """Tell whether it has the cells of a scene.
+
+        Args:
+            window: The part of its files that the scene is.
+
+        Returns:
+            True if it may be that scene's.
+        """
+        rows, cols = self.sums.shape
+        return (self.cell, (rows - 1, cols - 1)) == divide(window)
+
+    def pack(self) -> bytes:
+        """Write it in as few bytes as it takes: most cells hold no fill, or only that.
+
+        Returns:
+            The size of a cell, the number of rows and columns, and the counts.
+        """
+        counts = np.diff(np.diff(self.sums, axis=0), axis=1)
+        head = np.array([self.cell, *counts.shape], dtype='<i8')
+        return head.tobytes() + zlib.compress(counts.astype('<i4').tobytes(), level=1)
+
+    @classmethod
+    def unpack(cls, content: bytes) -> 'Coverage':
+        """Read what :meth:`pack` wrote.
+
+        Args:
+            content: What it wrote.
+
+        Returns:
+            The coverage.
+        """
+        cell, *shape = np.frombuffer(content, '<i8', count=3).tolist()
+        counts = np.frombuffer(zlib.decompress(content[24:]), '<i4')
+        return cls.of_counts(cell, counts.reshape(shape))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel to other processes packed: 2 MiB each add up in an archive."""
+        return Coverage.unpack, (self.pack(),)
 
     def valid(
         self,

@@ -23,15 +23,13 @@ from rasterio.io import DatasetReader
 from rasterio.vrt import WarpedVRT
 
 from .files import EXTENSIONS, is_remote
+from .stamp import Stamp
 
 #: Length of a degree of latitude.
 METRES_PER_DEGREE = 111_320
 
 #: Most bands that a file may claim where none are named: above any real sensor's.
 MAX_BANDS = 4096
-
-#: Sizes and times of change of the files that make up a raster.
-Stamp = tuple[tuple[int, int] | None, ...]
 
 #: Largest block that GDAL may have to decode for a single pixel, in bytes.
 MAX_BLOCK_BYTES = 2**29
@@ -49,6 +47,11 @@ class Grid:
     transform: Affine
     height: int
     width: int
+
+    @property
+    def key(self) -> tuple[str, tuple[float, ...], int, int]:
+        """Plain values that tell it from any other grid."""
+        return self.crs.to_wkt(), tuple(self.transform), self.height, self.width
 
     @property
     def pixel_area(self) -> float:
@@ -250,9 +253,25 @@ def _check(path: str) -> Grid:
             f'each, more than the {MAX_BLOCK_BYTES / 2**20:.0f} MiB that one patch may '
             'cost; convert it to a COG with gdal_translate -of COG'
         )
+    # one object for all files, and the one that other processes get; made before blocks
+    # are looked up, since it would clear the error of a table of blocks that is none
+    crs = shared_crs(src.crs.to_wkt())
     if src.driver == 'GTiff' and not is_remote(path):
         _check_whole(src)
-    return Grid(src.crs, src.transform, src.height, src.width)
+    return Grid(crs, src.transform, src.height, src.width)
+
+
+@lru_cache(maxsize=1024)
+def shared_crs(wkt: str) -> CRS:
+    """Make a coordinate reference system once.
+
+    Args:
+        wkt: What it is.
+
+    Returns:
+        The coordinate reference system, the same object for the same text.
+    """
+    return CRS.from_wkt(wkt)
 
 
 def _decoded_at_once(src: DatasetReader) -> tuple[int, int]:

@@ -227,11 +227,22 @@ class Scene:
             region=translate(inside, -col, -row).buffer(ROUNDING, join_style='mitre'),
         )
 
-    def demand_valid(self, share: float) -> 'Scene':
+    @property
+    def may_have_fill(self) -> bool:
+        """Pixels may be fill."""
+        return any(source.may_have_fill for source in self.sources)
+
+    @property
+    def window(self) -> Window:
+        """The part of its files that the scene is."""
+        return Window(self.origin[1], self.origin[0], self.width, self.height)
+
+    def demand_valid(self, share: float, coverage: Coverage | None = None) -> 'Scene':
         """Have patches contain a share of valid pixels.
 
         Args:
             share: Least share of valid pixels of a patch.
+            coverage: Where fill is (defaults to reading that from the files).
 
         Returns:
             The scene, its fill known.
@@ -240,10 +251,10 @@ class Scene:
             OSError: If a file cannot be read.
             ValueError: If it is too large to be searched for fill.
         """
-        if not share or not any(source.has_fill() for source in self.sources):
+        if not share or not self.may_have_fill:
             return self
-        window = Window(self.origin[1], self.origin[0], self.width, self.height)
-        coverage = Coverage.measure(self.sources, window)
+        if coverage is None:
+            coverage = Coverage.measure(self.sources, self.window)
         return replace(self, coverage=coverage, min_valid=share)
 
     def read(
@@ -336,7 +347,7 @@ def open_scene(
     if isinstance(files, str):
         grid = check_raster(files)
         indexes = band_indexes(files, bands, sensor.all_bands)
-        sources = [Source(files, indexes, sensor.nodata)]
+        sources = [Source.open(files, indexes, sensor.nodata)]
     else:
         bands = bands or sorted(files)
         missing = [band for band in bands if band not in files]
@@ -357,7 +368,7 @@ def open_scene(
                     'that it holds one'
                 )
             other = None if own.matches(grid) else grid
-            sources.append(Source(path, indexes, sensor.nodata, other))
+            sources.append(Source.open(path, indexes, sensor.nodata, other))
     return Scene(
         tuple(sources),
         height=grid.height,

@@ -4,7 +4,7 @@
 """Bands of one raster file, read in a grid, with where they are no fill."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,8 @@ from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
-from .raster import Grid, Stamp, open_raster, refused
+from .raster import Grid, open_raster, refused
+from .stamp import Stamp
 
 #: Data types that float32 holds without loss.
 EXACT = {'uint8', 'int8', 'uint16', 'int16', 'float32'}
@@ -44,13 +45,45 @@ class Source:
     #: Grid to read in (None: its own). Each pixel takes the nearest one of the file, so
     #: that fill never mixes with data.
     grid: Grid | None = None
+    #: Data type of each band in the file.
+    dtypes: tuple[str, ...] = ()
+    #: Pixels may be fill. In another grid they always may: it shows where a file ends.
+    may_have_fill: bool = True
 
-    def has_fill(self) -> bool:
-        """Tell whether pixels may be fill."""
-        with refused(self.path):
-            flags = open_raster(self.path, self.grid).mask_flag_enums
-        declared = any(flags[i - 1] != [MaskFlags.all_valid] for i in self.indexes)
-        return self.nodata is not None or declared
+    @classmethod
+    def open(
+        cls,
+        path: str,
+        indexes: tuple[int, ...],
+        nodata: float | None = None,
+        grid: Grid | None = None,
+    ) -> Self:
+        """Open a file and note what it says of its bands.
+
+        Args:
+            path: File that holds the pixels.
+            indexes: Bands to read, 1-based.
+            nodata: Fill value in addition to those that the file declares.
+            grid: Grid to read in (defaults to its own).
+
+        Returns:
+            The file and its bands.
+
+        Raises:
+            OSError: If the file cannot be read.
+        """
+        with refused(path):
+            src = open_raster(path)
+            flags, dtypes = src.mask_flag_enums, src.dtypes
+        declared = any(flags[i - 1] != [MaskFlags.all_valid] for i in indexes)
+        return cls(
+            path,
+            indexes,
+            nodata,
+            grid,
+            dtypes=tuple(dtypes[i - 1] for i in indexes),
+            may_have_fill=declared or nodata is not None or grid is not None,
+        )
 
     def read(
         self,

@@ -5,6 +5,7 @@
 
 import torch
 import torch.distributed as dist
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import (
     DeepSpeedStrategy,
     FSDPStrategy,
@@ -18,6 +19,39 @@ from torch.nn.parallel import DistributedDataParallel
 from ..distributed import world_size
 from ..losses import QueueInfoNCE
 from .norms import synchronise_batch_norms
+
+
+class OneModel(Callback):
+    """Lets several processes train one model as one process would."""
+
+    _fused = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Make the model fit for its strategy, before Lightning wraps it.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The task.
+            stage: Either 'fit', 'validate', 'test', or 'predict'.
+
+        Raises:
+            ValueError: If the strategy shards parameters.
+        """
+        prepare_strategy(pl_module, trainer.strategy)
+        self._fused = has_fused_activations(pl_module)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check what Lightning has made of the model, and seed this process.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The task.
+
+        Raises:
+            ValueError: If the conversion to synchronised batch norms has lost
+                activations.
+        """
+        start_process(pl_module, self._fused, trainer.global_rank)
 
 
 def prepare_strategy(model: nn.Module, strategy: Strategy) -> None:

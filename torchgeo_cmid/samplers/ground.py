@@ -3,14 +3,20 @@
 
 """How likely a patch must be kept for every place on the ground to be as likely."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 import shapely
+import shapely.plotting
+from matplotlib import pyplot as plt
+from matplotlib.collections import PolyCollection
+from matplotlib.colors import BoundaryNorm
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-from ..datasets import Scenes
+from ..datasets import Patch, Scenes
 from ..datasets.splits import candidates
 from ..rasters.scene import LONLAT, transformer
 
@@ -31,6 +37,9 @@ PROBES = 9
 #: looked at at a time.
 PARTS = 4
 ROUND = 2**13
+
+#: Cells that a plot divides the ground into, about and at most.
+SHOWN_CELLS = 2**14
 
 
 class Parts(NamedTuple):
@@ -59,6 +68,25 @@ class Ground:
     In an archive of many dates nearly all patches would be drawn in vain. So scenes are
     divided into parts, and what is known of a whole part, that k' scenes show it, goes
     into how likely it is drawn; only k' / k is left to chance.
+
+    For example, take two scenes of 100 x 100 pixels of 10 m, the second 500 m further
+    east, and patches of 20 pixels. In either scene a patch can start in 81 columns, so
+    the centres lie in columns 10 to 90 of the first, and what are columns 60 to 140 of
+    the first for the second. Both show columns 60 to 90: a patch that starts in column
+    50 or later of the first has its centre there, k is 2 and it is kept one time in 2.
+    Of 81 + 81 columns 50 + 50 count 1, and 31 + 31 count 1/2: that makes 131, just as
+    many as there are columns from 10 to 140, each of them as likely as any other.
+
+    >>> ground = Ground(dataset, size=20, allowed=everywhere)
+    >>> scenes, cols = np.array([0, 0, 1, 1]), np.array([49, 50, 30, 31])
+    >>> ground.chance(scenes, np.zeros_like(cols), cols)
+    array([1. , 0.5, 0.5, 1. ])
+
+    :meth:`plot` shows where that is. Drawn evenly, 162 patches would give 131. Now the
+    starts of the first scene are divided at columns 20, 40 and 60. The last of these
+    parts, from column 60 on, is known to be shown by both scenes: it is drawn half as
+    often, and then always kept, while of the one before, columns 40 to 59, those from
+    50 on are left to chance.
     """
 
     def __init__(self, dataset: Scenes, size: int, allowed: Allowed) -> None:
@@ -175,6 +203,118 @@ class Ground:
         area = self.area(scenes[here], rows[here], cols[here])
         chance[here] = np.minimum(area / self.largest[scenes[here]], 1)
         return chance / self._multiplicity(scenes, rows, cols)
+
+    def plot(self, patches: Iterable[Patch] = ()) -> Figure:
+        """Show where the centres of patches may lie, over the footprints.
+
+        Args:
+            patches: Patches to show, some of a sampler for example.
+
+        Returns:
+            The figure, in longitude and latitude. Ground is coloured by the number of
+            scenes of which a patch could be drawn with the same centre; what shows a
+            footprint alone is ground on which no centre lies: near edges, outside of
+            the region of interest, fill, or not allowed.
+        """
+        fig, ax = plt.subplots(layout='constrained')
+        ax.set_title(f'{type(self).__name__}: centres of patches of {self.size} pixels')
+        ax.set_xlabel('longitude (degrees)')
+        ax.set_ylabel('latitude (degrees)')
+        for footprint in self.footprints:
+            shapely.plotting.plot_polygon(
+                footprint, ax, add_points=False, facecolor='0.9', edgecolor='0.4'
+            )
+
+        cells, numbers = self._cells()
+        highest = int(numbers.max(initial=1))
+        ground = PolyCollection(
+            list(cells),
+            array=numbers,
+            cmap=plt.get_cmap('viridis', highest),
+            norm=BoundaryNorm(np.arange(highest + 1) + 0.5, highest),
+            edgecolor='face',
+            label='centres',
+        )
+        ax.add_collection(ground)
+        bar = fig.colorbar(
+            ground,
+            ax=ax,
+            label='scenes that show it',
+            shrink=0.7,
+            ticks=np.arange(1, highest + 1, -(-highest // 10)),
+        )
+        bar.minorticks_off()
+        outlines = [
+            self._corners(patch.scene, patch.row, patch.col, patch.size, patch.size)
+            for patch in patches
+        ]
+        drawn = PolyCollection(
+            outlines, facecolor='none', edgecolor='tab:red', label='patches'
+        )
+        ax.add_collection(drawn)
+        footprint = Rectangle((0, 0), 1, 1, facecolor='0.9', edgecolor='0.4')
+        fig.legend(
+            [footprint, *[drawn] * bool(outlines)],
+            ['footprints', *['patches'] * bool(outlines)],
+            loc='outside lower center',
+            ncols=2,
+        )
+        ax.ticklabel_format(useOffset=False)
+        ax.locator_params(nbins=5)
+        south, north = ax.get_ylim()
+        # a degree of longitude is that much shorter than one of latitude
+        ax.set_aspect(1 / max(np.cos(np.radians((south + north) / 2)), 0.05))
+        return fig
+
+    def _cells(self) -> tuple[Floats, Floats]:
+        """Divide the ground where centres lie into cells.
+
+        Returns:
+            Their corners in longitude and latitude (n, 4, 2), and the number of scenes
+            of which a patch could be drawn with that centre (n,).
+        """
+        number = int(np.clip((SHOWN_CELLS / len(self.scenes)) ** 0.5, 4, 40))
+        corners, shown = [np.zeros((0, 4, 2))], [np.zeros(0)]
+        for scene in np.flatnonzero(self.drawn):
+            shape = self.scenes[scene].height, self.scenes[scene].width
+            # starts of patches, and the edges half-way between them
+            starts, edges = [], []
+            for side in shape:
+                start = np.unique(np.linspace(0, side - self.size, number, dtype=int))
+                middle = (start[1:] + start[:-1]) / 2
+                starts.append(start)
+                edges.append(np.concatenate([[-0.5], middle, [start[-1] + 0.5]]))
+            rows, cols = (axis.ravel() for axis in np.meshgrid(*starts, indexing='ij'))
+            tops, lefts, heights, widths = (
+                axis.ravel()
+                for ends in (
+                    [edge[:-1] + self.size / 2 for edge in edges],
+                    [np.diff(edge) for edge in edges],
+                )
+                for axis in np.meshgrid(*ends, indexing='ij')
+            )
+            keep = self.allowed(int(scene), rows, cols, self.size)
+            same = np.full(int(keep.sum()), scene)
+            shown.append(self._multiplicity(same, rows[keep], cols[keep]))
+            place = tops[keep], lefts[keep], heights[keep], widths[keep]
+            corners.append(self._corners(int(scene), *place))
+        cells, numbers = np.concatenate(corners), np.concatenate(shown)
+        # those across the antimeridian would be drawn around the Earth
+        whole = np.ptp(cells[..., 0], axis=1) < 180
+        return cells[whole], numbers[whole]
+
+    def _corners(
+        self,
+        scene: int,
+        row: float | Floats,
+        col: float | Floats,
+        height: float | Floats,
+        width: float | Floats,
+    ) -> Floats:
+        """Longitude and latitude (..., 4, 2) of the corners of rectangles."""
+        rows = np.stack([row, row, row + height, row + height], axis=-1)
+        cols = np.stack([col, col + width, col + width, col], axis=-1)
+        return self._lonlat(scene, rows, cols)
 
     def elsewhere(
         self, scenes: Integers, rows: Integers, cols: Integers

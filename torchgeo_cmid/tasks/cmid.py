@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models._api import WeightsEnum
 
+from ..distributed import GlobalCounts
 from ..losses import (
     BYOLLoss,
     FrequencyLoss,
@@ -20,20 +21,28 @@ from ..losses import (
     SpatialLoss,
 )
 from ..metrics import entropy_share
-from ..models.loading import load_backbone, read_full_state
+from ..models.loading import load_strictly, read_start
+from ..models.normalization import PUBLISHED, Pixels
 from ..models.official import (
     convert_official_checkpoint,
     load_official_state,
     unwrap_state,
 )
 from ..networks import Student, Teacher
-from ..transforms import expand_mask, fill_with_valid_mean, limit_values, take_matches
-from .pretraining import DistillationTask
+from ..transforms import (
+    Matches,
+    TwoMaskedViews,
+    expand_mask,
+    fill_with_valid_mean,
+    find_matches,
+    take_matches,
+)
+from .pretraining import PretrainingTask
 
 Pair = tuple[Tensor, Tensor]
 
 
-class CMID(DistillationTask):
+class CMID(PretrainingTask):
     """CMID: Contrastive Mask Image Distillation.
 
     Self-supervised pre-training of one backbone for global and for local tasks: a
@@ -88,6 +97,7 @@ class CMID(DistillationTask):
         warmup_epochs: int = 10,
         min_lr: float = 1e-6,
         augmentations: nn.Module | None = None,
+        recompute: bool = True,
     ) -> None:
         """Initialize a new CMID instance.
 
@@ -134,11 +144,11 @@ class CMID(DistillationTask):
                 dimension.
             warmup_epochs: Epochs of the learning rate's warm-up.
             min_lr: Learning rate at the end.
-            augmentations: Module that draws the views in place of the default one. It
-                is given two batches of patches, (B, C, H, W) each, and returns two
-                pairs: the views, (B, C, size, size) each, and the matrices that map
-                pixels (x, y, 1) of the patch to pixels of the view, (B, 3, 3) each;
-                see :class:`~torchgeo_cmid.transforms.Views`.
+            augmentations: Module that draws the views in place of the default one: see
+                :class:`~torchgeo_cmid.transforms.TwoMaskedViews`.
+            recompute: Compute wide maps anew in the backward pass, which takes less
+                memory and gives the same gradients: see
+                :mod:`torchgeo_cmid.networks.recompute`.
 
         Raises:
             ValueError: If the model is unknown or gives no map of features, if *size*
@@ -164,40 +174,49 @@ class CMID(DistillationTask):
             raise ValueError(
                 'global_branch, local_branch and reconstruction_branch are all off'
             )
-        full_state = read_full_state(weights)
-        self.weights = None if full_state else weights
+        self.weights = weights
+        self.pixels: Pixels | None = None
+        self._start, full_state = None, None
+        if weights and weights is not True:
+            self._start, full_state = read_start(weights)
         super().__init__()
-        if full_state:
+        if full_state is not None:
             self.load_official_checkpoint(full_state)
-        self.augmentations = augmentations
-        self.cells = size // mask_patch_size
+        elif self._start is not None and self._start.pixels is not None:
+            self._expect(self._start.pixels)
+        self._start = None
+        self.views = TwoMaskedViews(
+            augmentations,
+            in_channels=in_channels,
+            size=size,
+            map_size=self.student.map_size,
+            mask_patch_size=mask_patch_size,
+            mask_ratio=mask_ratio,
+        )
 
     def configure_models(self) -> None:
         """Initialize student and teacher."""
-        heads = {
-            name: self.hparams[name]
-            for name in (
-                'model',
-                'in_channels',
-                'size',
-                'global_branch',
-                'local_branch',
-                'projection_dim',
-                'hidden_dim',
-                'num_prototypes',
-                'bottleneck_dim',
-                'local_head_norm',
-            )
-        }
+        arguments = (
+            'model',
+            'in_channels',
+            'size',
+            'global_branch',
+            'local_branch',
+            'reconstruction_branch',
+            'projection_dim',
+            'hidden_dim',
+            'num_prototypes',
+            'bottleneck_dim',
+            'local_head_norm',
+            'recompute',
+        )
         self.student = Student(
             pretrained=self.weights is True,
-            reconstruction_branch=self.hparams['reconstruction_branch'],
-            **heads,
+            **{name: self.hparams[name] for name in arguments},
         )
-        if self.weights and self.weights is not True:
-            load_backbone(self.student.backbone, self.weights)
-        self.teacher = Teacher(**heads)
-        self.teacher.follow(self.student)
+        if self._start is not None:
+            load_strictly(self.student.backbone, self._start, str(self.weights))
+        self.teacher = Teacher(self.student)
 
     def configure_losses(self) -> None:
         """Initialize the losses of the three branches."""
@@ -234,7 +253,8 @@ class CMID(DistillationTask):
             masks: The masks of their cells, (B, S/32, S/32) bool each, True = masked.
             grids: The centres of their cells as (y, x) in pixels of the patch,
                 (B, h, w, 2) each.
-            valid: Their valid pixels, (B, 1, S, S) bool each. None: all are.
+            valid: Their valid pixels, (B, 1, S, S) bool each; others may hold anything.
+                None: all are.
             teacher_temperature: Temperature T of the teacher's assignments.
 
         Returns:
@@ -244,23 +264,31 @@ class CMID(DistillationTask):
             ``mean_assignment_entropy``, the entropy of the teacher's assignments per
             cell and of their mean, as a share of ln K.
         """
-        if valid is not None:  # the spectral mean is then that of the valid pixels, too
+        size = views[0].shape[-1]
+        pixels = [expand_mask(mask, size).to(views[0]) for mask in masks]  # M
+        if valid is not None:  # fill pixels leave M and the spectral mean
             views = (
                 fill_with_valid_mean(views[0], valid[0]),
                 fill_with_valid_mean(views[1], valid[1]),
             )
-        views = limit_values(views[0]), limit_values(views[1])
+            pixels = [m * known for m, known in zip(pixels, valid, strict=True)]
+        matches = self._match(grids, valid)
+        counts = GlobalCounts(
+            {'patches': torch.tensor(len(views[0]), device=views[0].device)}
+            | {f'masked {i}': m.sum() for i, m in enumerate(pixels)}
+            | {f'pairs {i}': match.number for i, match in enumerate(matches)}
+        )
         with torch.no_grad():
             targets = self.teacher(views[0]), self.teacher(views[1])
         maps = self.student(views[0], masks[0]), self.student(views[1], masks[1])
 
         losses: dict[str, Tensor] = {}
         if self.hparams['reconstruction_branch']:
-            losses |= self._reconstruct(maps, views, masks, valid)
+            losses |= self._reconstruct(maps, views, pixels, valid, counts)
         if self.hparams['global_branch']:
-            losses['global'] = self._contrast(maps, targets)
+            losses['global'] = self._contrast(maps, targets, counts)
         if self.hparams['local_branch']:
-            losses |= self._distill(maps, targets, grids, valid, teacher_temperature)
+            losses |= self._distill(maps, targets, matches, counts, teacher_temperature)
 
         branches = ('reconstruction', 'global', 'local')
         weights = zip(branches, self.hparams['loss_weights'], strict=True)
@@ -269,19 +297,32 @@ class CMID(DistillationTask):
         ).sum()
         return losses
 
+    def _match(self, grids: Pair, valid: Pair | None) -> list[Matches]:
+        """Pair the cells 1 -> 2 and 2 -> 1, as far as the local branch is on."""
+        number: int = self.hparams['num_matches']
+        if not self.hparams['local_branch']:
+            return []
+        return [
+            find_matches(grids, number, valid),
+            find_matches(grids[::-1], number, None if valid is None else valid[::-1]),
+        ]
+
     def _reconstruct(
-        self, maps: Pair, views: Pair, masks: Pair, valid: Pair | None
+        self,
+        maps: Pair,
+        views: Pair,
+        pixels: list[Tensor],
+        valid: Pair | None,
+        counts: GlobalCounts,
     ) -> dict[str, Tensor]:
         """L_rec: spatial + 1.0 * frequency, averaged over the views."""
         spatial, frequency = [], []
-        for i, (features, view) in enumerate(zip(maps, views, strict=True)):
-            prediction = self.student.decoder(features)  # r, (B, C, S, S)
-            pixels = expand_mask(masks[i], view.shape[-1]).to(view)  # M, (B, 1, S, S)
-            if valid is not None:  # fill pixels leave M, and r' is x there
-                pixels = pixels * valid[i]
-                prediction = prediction.where(valid[i], view)
-            spatial.append(self.spatial_loss(prediction, view, pixels))
-            frequency.append(self.frequency_loss(prediction, view, pixels))
+        for i, (features, x, mask) in enumerate(zip(maps, views, pixels, strict=True)):
+            r = self.student.decoder(features)  # (B, C, S, S)
+            if valid is not None:  # r' is x where there is fill
+                r = r.where(valid[i], x)
+            spatial.append(self.spatial_loss(r, x, mask, counts.share(f'masked {i}')))
+            frequency.append(self.frequency_loss(r, x, mask, counts.share('patches')))
         parts = {
             'spatial': torch.stack(spatial).mean(),
             'frequency': torch.stack(frequency).mean(),
@@ -292,7 +333,7 @@ class CMID(DistillationTask):
             **parts,
         }
 
-    def _contrast(self, maps: Pair, targets: Pair) -> Tensor:
+    def _contrast(self, maps: Pair, targets: Pair, counts: GlobalCounts) -> Tensor:
         """L_glob: 1/2 [NCE(q1, k2) + NCE(q2, k1)]; then k2 and k1 enter the queue."""
         queries, keys = [], []
         for features, target in zip(maps, targets, strict=True):
@@ -301,39 +342,38 @@ class CMID(DistillationTask):
             with torch.no_grad():
                 key = self.teacher.projector(target.mean(dim=(2, 3)))
                 keys.append(F.normalize(key, dim=1))
+        share = counts.share('patches')
         loss: Tensor = 0.5 * (
-            self.contrastive(queries[0], keys[1])
-            + self.contrastive(queries[1], keys[0])
+            self.contrastive(queries[0], keys[1], share)
+            + self.contrastive(queries[1], keys[0], share)
         )
         if self.training and isinstance(self.contrastive, QueueInfoNCE):
-            self.contrastive.enqueue(keys[1], keys[0])
+            self.contrastive.enqueue(keys[1], keys[0], sizes=counts.of_each('patches'))
         return loss
 
     def _distill(
         self,
         maps: Pair,
         targets: Pair,
-        grids: Pair,
-        valid: Pair | None,
+        matches: list[Matches],
+        counts: GlobalCounts,
         teacher_temperature: float,
     ) -> dict[str, Tensor]:
         """L_loc: 1/2 [H(1 -> 2) + H(2 -> 1)], each with its own matching and centre."""
         losses, assignments = [], []
         for own, other in ((0, 1), (1, 0)):
-            cells, target_cells, weight = take_matches(
-                (maps[own], targets[other]),
-                (grids[own], grids[other]),
-                self.hparams['num_matches'],
-                None if valid is None else (valid[own], valid[other]),
+            share = counts.share(f'pairs {own}')
+            cells, target_cells = take_matches(
+                (maps[own], targets[other]), matches[own]
             )  # (N, D) each
-            logits = self.student.prototype_head(cells)
+            logits = self.student.prototype_head(cells)  # z_s
             with torch.no_grad():
                 target = self.teacher.prototype_head(target_cells)  # z_t
                 assignment = self.distillation.assign(target, teacher_temperature)
-            losses.append(self.distillation(logits, assignment, weight))
+            losses.append(self.distillation(logits, assignment, share))
             assignments.append(assignment)
             if self.training:
-                self.distillation.update_center(target, weight)
+                self.distillation.update_center(target, share)
         probabilities = torch.cat(assignments)  # (2 B n, prototypes)
         return {
             'local': torch.stack(losses).mean(),
@@ -386,6 +426,7 @@ class CMID(DistillationTask):
             state = unwrap_state(checkpoint, 'the given checkpoint')
         else:
             state = load_official_state(checkpoint, weights_only)
+        self._expect(PUBLISHED)
         parts = ('student.', 'teacher.', 'contrastive.', 'distillation.')
         reference = {k: v for k, v in self.state_dict().items() if k.startswith(parts)}
         self.load_state_dict(

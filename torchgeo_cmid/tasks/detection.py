@@ -3,26 +3,18 @@
 
 """TorchGeo's object detection on the published backbones."""
 
-from collections import OrderedDict
-
 import torchvision.models.detection
 from timm.layers.norm_act import freeze_batch_norm_2d
-from torch import Tensor, nn
 from torchgeo.tasks import ObjectDetection
 from torchgeo.tasks.utils import GeneralizedRCNNTransformNoOp
 from torchvision.models._api import WeightsEnum
 from torchvision.models.detection.rpn import AnchorGenerator
-from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
-from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+from torchvision.ops import MultiScaleRoIAlign
 
+from ..models.architectures import ARCHITECTURES
 from ..models.loading import get_state_dict
+from ..models.pyramid import PyramidBackbone
 from ..models.transfer import ENCODERS
-
-# From the last stage to the first, as `trainable_layers` counts them
-_STAGES = {
-    'cmid_resnet50': ('layer4', 'layer3', 'layer2', 'layer1', 'conv1'),
-    'cmid_swin_b': ('layers.3', 'layers.2', 'layers.1', 'layers.0', 'patch_embed'),
-}
 
 
 class CMIDObjectDetection(ObjectDetection):
@@ -101,14 +93,14 @@ class CMIDObjectDetection(ObjectDetection):
                 get_state_dict(name if weights is True else weights)
             )
 
-        trained = _STAGES[name][: self.hparams['trainable_layers']]
+        trained = ARCHITECTURES[name].stages[: self.hparams['trainable_layers']]
         for parameter_name, parameter in encoder.named_parameters():
             if self.hparams['freeze_backbone'] or not parameter_name.startswith(
                 trained
             ):
                 parameter.requires_grad_(False)
         self.model = torchvision.models.detection.FasterRCNN(
-            _PyramidBackbone(
+            PyramidBackbone(
                 freeze_batch_norm_2d(encoder)  # type: ignore[no-untyped-call]
             ),
             self.hparams['num_classes'],
@@ -121,30 +113,3 @@ class CMIDObjectDetection(ObjectDetection):
             ),
         )
         self.model.transform = GeneralizedRCNNTransformNoOp()
-
-
-class _PyramidBackbone(nn.Module):
-    """A feature pyramid on an encoder's maps at strides 4, 8, 16 and 32.
-
-    Batch norm is frozen below it: a batch of a detector is too small for statistics.
-    """
-
-    out_channels = 256
-
-    def __init__(self, encoder: nn.Module) -> None:
-        """Initialize a new _PyramidBackbone instance."""
-        super().__init__()
-        self.encoder = encoder
-        self.fpn = FeaturePyramidNetwork(
-            encoder.out_channels[2:],  # type: ignore[index]
-            self.out_channels,
-            extra_blocks=LastLevelMaxPool(),
-        )
-
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Compute the pyramid."""
-        maps = self.encoder(x)[2:]
-        pyramid: dict[str, Tensor] = self.fpn(
-            OrderedDict((str(level), features) for level, features in enumerate(maps))
-        )
-        return pyramid

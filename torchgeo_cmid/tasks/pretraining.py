@@ -1,50 +1,189 @@
 # Copyright (c) torchgeo-cmid Contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""What a run of CMID asks of Lightning: steps, schedules, and what is logged."""
+"""What a pre-training is to Lightning: its step, its schedules, its optimizer."""
 
 import math
-import time
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 import lightning.pytorch.utilities.types
 import torch
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from timm.optim import create_optimizer_v2
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torchgeo.datasets.utils import Sample
+from torchgeo.tasks import BaseTask
 
 from .. import schedules
+from ..callbacks.pixel_contract import see_pixels
 from ..distributed import global_means, world_size
 from ..metrics import RankMe
+from ..models.normalization import (
+    InputNormalization,
+    Pixels,
+    attach,
+    find_normalizations,
+    find_pixels,
+    leave_images,
+    note_pixels,
+)
+from ..networks import Student, Teacher
+from ..runs.collapse import CollapseAlarm
+from ..runs.data_wait import DataWait
 from ..runs.finite import require_finite
-from ..runs.interruption import SaveOnSigterm, protect, refuse_old_run
-from ..runs.processes import has_fused_activations, prepare_strategy, start_process
+from ..runs.interruption import SaveOnSigterm, refuse_old_run
+from ..runs.processes import OneModel
 from ..runs.randomness import seeded
-from ..transforms.masked_views import ViewTask
+from ..transforms import TwoMaskedViews
 
 Pair = tuple[Tensor, Tensor]
 
 
-class DistillationTask(ViewTask):
-    """Base of a task in which a student learns from two views and a moving teacher.
+@dataclass(frozen=True)
+class PretrainingSchedules:
+    """What changes in the course of a run, by step or epoch.
 
-    A subclass gives the student, the losses and the teacher's update; what is here runs
-    them: one training step, validation on fixed views, the optimizer, the
-    schedules of section 4 of `CMID <https://arxiv.org/abs/2304.09670>`__, and the
-    measures by which a run is watched.
+    Source: section 4 of `CMID <https://arxiv.org/abs/2304.09670>`__.
+    """
+
+    #: Arguments of the task.
+    arguments: Mapping[str, Any]
+    #: Learning rate after the warm-up.
+    lr: float
+    #: Number of optimizer steps S_max of the run.
+    total_steps: int = 1
+    #: Number of optimizer steps W in which the learning rate is warmed up.
+    warmup_steps: int = 0
+    #: Number of patches in a batch over all processes and accumulated batches.
+    batch_size: int = 0
+
+    @classmethod
+    def of_run(cls, trainer: Trainer, arguments: Mapping[str, Any]) -> Self:
+        """Ask a trainer how long its run is.
+
+        Args:
+            trainer: The trainer, about to fit.
+            arguments: Arguments of the task.
+
+        Returns:
+            The schedules of the run.
+
+        Raises:
+            ValueError: If the run or its epochs have no end, if the number of patches
+                in a batch is not known, or if it is one.
+        """
+        steps = trainer.estimated_stepping_batches
+        if math.isinf(steps):
+            raise ValueError(
+                'the schedules need the end of the run: set max_epochs or max_steps'
+            )
+        trainer.fit_loop.setup_data()  # with max_steps alone nothing has asked yet
+        batches = trainer.num_training_batches
+        if math.isinf(batches):
+            raise ValueError(
+                'the schedules need epochs, but the data loader has no length: set '
+                '--trainer.limit_train_batches to a number of batches'
+            )
+        batch_size = _global_batch_size(trainer)
+        if batch_size == 1:
+            raise ValueError(
+                'a global batch of one patch can not be trained on: raise batch_size'
+            )
+        queue_size, patches = arguments['queue_size'], int(batches) * batch_size
+        if arguments['global_branch'] == 'moco' and queue_size > patches:
+            rank_zero_warn(
+                f'queue_size={queue_size} holds more keys than an epoch has '
+                f'patches ({patches}): older keys of the same patch become negatives'
+            )
+        accumulated = trainer.accumulate_grad_batches
+        lr = arguments['lr']
+        if lr is None:
+            lr = 0.00625 * math.sqrt(batch_size * accumulated / 256)
+        warmup_steps = arguments['warmup_epochs'] * math.ceil(batches / accumulated)
+        return cls(arguments, lr, int(steps), warmup_steps, batch_size * accumulated)
+
+    def learning_rate(self, step: int) -> float:
+        """Learning rate of a step.
+
+        Args:
+            step: Optimizer step n, from 0.
+
+        Returns:
+            The learning rate.
+        """
+        steps = self.total_steps, self.warmup_steps
+        return schedules.learning_rate(step, *steps, self.lr, self.arguments['min_lr'])
+
+    def momentum(self, step: int) -> float:
+        """Momentum m(n) of the teacher's update after a step.
+
+        Args:
+            step: Optimizer step n, from 0.
+
+        Returns:
+            The momentum.
+        """
+        ends = self.arguments['momentum'], self.arguments['final_momentum']
+        return schedules.cosine(step, self.total_steps, *ends)
+
+    def teacher_temperature(self, epoch: int) -> float:
+        """Temperature T(e) of the teacher's assignments.
+
+        Args:
+            epoch: Epoch e, from 0.
+
+        Returns:
+            The temperature.
+        """
+        return schedules.teacher_temperature(
+            epoch,
+            self.arguments['warmup_teacher_temperature_epochs'],
+            self.arguments['warmup_teacher_temperature'],
+            self.arguments['teacher_temperature'],
+        )
+
+
+def _global_batch_size(trainer: Trainer) -> int:
+    """Number of patches in a batch over all processes."""
+    loader = trainer.train_dataloader
+    batch_size = getattr(loader, 'batch_size', None)
+    if batch_size is None:
+        batch_size = getattr(getattr(loader, 'batch_sampler', None), 'batch_size', 0)
+    if not batch_size:
+        raise ValueError(
+            f'{type(loader).__name__} has no batch_size: CMID needs to know the number '
+            'of patches in a batch'
+        )
+    return int(batch_size) * trainer.world_size
+
+
+class PretrainingTask(BaseTask):
+    """The run of a task in which a student learns from two views and a moving teacher.
+
+    A subclass gives student, teacher, views and losses. Here is what happens in a step,
+    and what of it follows from how long the run is.
     """
 
     monitor = 'train_loss'
 
-    total_steps = 1
-    seed = 0
-    _data_wait = 0.0
-    _step_started = _step_ended = 0.0
+    student: Student
+    teacher: Teacher
+    views: TwoMaskedViews
+    pixels: Pixels | None
+
+    def __init__(self) -> None:
+        """Initialize a new PretrainingTask instance."""
+        super().__init__()
+        self.seed = 0
+        self.schedules = PretrainingSchedules(self.hparams, self.hparams['lr'] or 0.0)
+        # images pass it on their way to the views; where the pixels that a backbone was
+        # trained on are known, a hook brings them to these
+        self.inputs = nn.Identity()
 
     @abstractmethod
     def compute_losses(
@@ -66,93 +205,7 @@ class DistillationTask(ViewTask):
         """Initialize the effective rank of the embedding."""
         self.rank_me = RankMe()
 
-    def prepare_data(self) -> None:
-        """Refuse to overwrite an earlier run, before anything is written."""
-        if self.trainer.training:
-            refuse_old_run(self.trainer)
-
-    def configure_callbacks(self) -> list[Callback]:
-        """Save a checkpoint when a scheduler asks the run to end.
-
-        Returns:
-            The callback that does.
-        """
-        return [SaveOnSigterm()]
-
-    def setup(self, stage: str) -> None:
-        """Compare the bands of the data module with those of the model.
-
-        Args:
-            stage: Either 'fit', 'validate', 'test', or 'predict'.
-
-        Raises:
-            ValueError: If they differ, or if the strategy shards parameters.
-        """
-        prepare_strategy(self, self.trainer.strategy)
-        self._fused_activations = has_fused_activations(self.student)
-        protect(self.trainer)
-        # the same in all processes; a checkpoint brings its own
-        self.seed = self.trainer.strategy.broadcast(torch.initial_seed())
-        datamodule = getattr(self.trainer, 'datamodule', None)
-        bands = getattr(datamodule, 'in_channels', None)
-        if bands is not None and bands != self.hparams['in_channels']:
-            raise ValueError(
-                f'in_channels={self.hparams["in_channels"]} of the model, but '
-                f'{type(datamodule).__name__} gives {bands} bands: set '
-                f'--model.init_args.in_channels {bands}'
-            )
-
-    def configure_optimizers(
-        self,
-    ) -> 'lightning.pytorch.utilities.types.OptimizerLRScheduler':
-        """Initialize the optimizer and the learning rate of each step.
-
-        Returns:
-            Optimizer and learning rate scheduler.
-
-        Raises:
-            ValueError: If the run has no end, or trains on one patch at a time.
-        """
-        steps = self.trainer.estimated_stepping_batches
-        if math.isinf(steps):
-            raise ValueError(
-                'the schedules need the end of the run: set max_epochs or max_steps'
-            )
-        self.total_steps = int(steps)
-        self.trainer.fit_loop.setup_data()  # with max_steps alone nothing has asked yet
-        batches = self.trainer.num_training_batches
-        if math.isinf(batches):
-            raise ValueError(
-                'the schedules need epochs, but the data loader has no length: set '
-                '--trainer.limit_train_batches to a number of batches'
-            )
-        accumulated = self.trainer.accumulate_grad_batches
-        warmup_steps = self.hparams['warmup_epochs'] * math.ceil(batches / accumulated)
-        self._check_batches(batches)
-
-        lr = self.hparams['lr']
-        if lr is None:
-            batch_size = self._global_batch_size() * accumulated
-            lr = 0.00625 * math.sqrt(batch_size / 256)
-            rank_zero_info(f'lr = {lr:.3g}, for a global batch of {batch_size} patches')
-
-        def factor(step: int) -> float:
-            min_lr: float = self.hparams['min_lr']
-            steps = self.total_steps, warmup_steps
-            value = schedules.learning_rate(step, *steps, lr, min_lr)
-            return float(value / lr)
-
-        optimizer = create_optimizer_v2(
-            self.student,
-            self.hparams['optimizer'],
-            lr=lr,
-            weight_decay=self.hparams['weight_decay'],
-        )
-        scheduler = LambdaLR(optimizer, factor)
-        return {
-            'optimizer': optimizer,
-            'lr_scheduler': {'scheduler': scheduler, 'interval': 'step'},
-        }
+    # The run: one step, the teacher after it, validation on fixed views
 
     def training_step(
         self, batch: Sample, batch_idx: int, dataloader_idx: int = 0
@@ -171,7 +224,6 @@ class DistillationTask(ViewTask):
             ValueError: If the bands are not *in_channels*, or twice as many, if the
                 global batch is a single patch, or if the loss is not finite.
         """
-        patches = self.patches(batch)
         batch_size = len(batch['image'])
         if batch_size * world_size() == 1:
             raise ValueError(
@@ -179,8 +231,10 @@ class DistillationTask(ViewTask):
                 'or drop the last batch of an epoch'
             )
         temperature = self.current_teacher_temperature
-        with seeded(self.device, *self._numbers(batch_idx)):
-            drawn = self.draw_views(*patches)
+        numbers = self.seed, self.current_epoch, batch_idx, self.global_rank
+        batch['image'] = self.inputs(batch['image'])
+        with seeded(self.device, *numbers):
+            drawn = self.views(batch, self._dtype_of_views)
         losses = self.compute_losses(*drawn, teacher_temperature=temperature)
         means = global_means(losses)
         require_finite(self.trainer, losses, means['loss'], batch)
@@ -190,32 +244,15 @@ class DistillationTask(ViewTask):
                 'teacher_temperature': temperature,
                 'momentum': self.current_momentum,
                 'lr': self.optimizers().param_groups[0]['lr'],  # type: ignore[union-attr]
-                'data_wait': self._data_wait,
             },
             batch_size=batch_size,
         )
-        self._warn_of_degenerate_assignments(means)
         return losses['loss']
 
-    def _numbers(self, batch_idx: int) -> tuple[int, ...]:
-        """What the views and masks of a batch follow from."""
-        return self.seed, self.current_epoch, batch_idx, self.global_rank
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put the seed of the views and masks into a checkpoint.
-
-        Args:
-            checkpoint: The checkpoint.
-        """
-        checkpoint['seed'] = self.seed
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with the seed of a checkpoint.
-
-        Args:
-            checkpoint: The checkpoint.
-        """
-        self.seed = checkpoint.get('seed', self.seed)
+    @property
+    def _dtype_of_views(self) -> torch.dtype:
+        """That of the parameters, single precision at least."""
+        return torch.promote_types(self.student.mask_token.dtype, torch.float32)
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None
@@ -244,13 +281,13 @@ class DistillationTask(ViewTask):
             batch_idx: Integer displaying index of this batch.
             dataloader_idx: Index of the current dataloader.
         """
-        patches = self.patches(batch)
+        batch['image'] = self.inputs(batch['image'])
         with seeded(self.device, batch_idx):
-            drawn = self.draw_views(*patches)
+            drawn = self.views(batch, self._dtype_of_views)
         losses = self.compute_losses(
             *drawn, teacher_temperature=self.current_teacher_temperature
         )
-        self.rank_me.update(self(drawn[0][0]))
+        self.rank_me.update(self(drawn.views[0]))
         self.log_dict(
             {f'val_{name}': value for name, value in losses.items()},
             batch_size=len(batch['image']),
@@ -258,16 +295,9 @@ class DistillationTask(ViewTask):
         )
 
     def on_validation_epoch_end(self) -> None:
-        """Log the effective rank of the embedding, and warn when it collapses."""
-        rank = self.rank_me.compute()
+        """Log the effective rank of the embedding."""
+        self.log('val_rank_me', self.rank_me.compute())
         self.rank_me.reset()
-        self.log('val_rank_me', rank)
-        if rank < 2 and not self.trainer.sanity_checking:
-            rank_zero_warn(
-                f'the features have collapsed: the effective rank of the embedding is '
-                f'{rank:.2f} of {self.student.num_features}. Lower the learning rate, '
-                'or raise the batch size.'
-            )
 
     def test_step(self, batch: Sample, batch_idx: int, dataloader_idx: int = 0) -> None:
         """No-op, does nothing."""
@@ -277,106 +307,169 @@ class DistillationTask(ViewTask):
     ) -> None:
         """No-op, does nothing."""
 
-    # The schedules, and what is measured along the way
+    # The optimizer, and the schedules that follow from the length of the run
+
+    def configure_optimizers(
+        self,
+    ) -> 'lightning.pytorch.utilities.types.OptimizerLRScheduler':
+        """Initialize the optimizer and the learning rate of each step.
+
+        Returns:
+            Optimizer and learning rate scheduler.
+
+        Raises:
+            ValueError: If the run has no end, or trains on one patch at a time.
+        """
+        self._plan()
+        if self.hparams['lr'] is None:
+            rank_zero_info(
+                f'lr = {self.schedules.lr:.3g}, for a global batch of '
+                f'{self.schedules.batch_size} patches'
+            )
+        optimizer = create_optimizer_v2(
+            self.student,
+            self.hparams['optimizer'],
+            lr=self.schedules.lr,
+            weight_decay=self.hparams['weight_decay'],
+        )
+
+        def factor(step: int) -> float:
+            return self.schedules.learning_rate(step) / self.schedules.lr
+
+        scheduler = LambdaLR(optimizer, factor)
+        return {
+            'optimizer': optimizer,
+            'lr_scheduler': {'scheduler': scheduler, 'interval': 'step'},
+        }
+
+    def _plan(self) -> None:
+        """Ask the trainer how long the run is."""
+        self.schedules = PretrainingSchedules.of_run(self.trainer, self.hparams)
+        self._planned = True
+
+    @property
+    def total_steps(self) -> int:
+        """Number of optimizer steps of the run."""
+        return self.schedules.total_steps
 
     @property
     def current_momentum(self) -> float:
         """Momentum m(n) of the teacher's next update."""
-        return schedules.cosine(
-            self.trainer.global_step,
-            self.total_steps,
-            self.hparams['momentum'],
-            self.hparams['final_momentum'],
-        )
+        return self.schedules.momentum(self.trainer.global_step)
 
     @property
     def current_teacher_temperature(self) -> float:
         """Temperature T(e) of the teacher's assignments in this epoch."""
-        return schedules.teacher_temperature(
-            self.current_epoch,
-            self.hparams['warmup_teacher_temperature_epochs'],
-            self.hparams['warmup_teacher_temperature'],
-            self.hparams['teacher_temperature'],
-        )
+        return self.schedules.teacher_temperature(self.current_epoch)
 
-    def _global_batch_size(self) -> int:
-        """Number of patches in a batch over all processes."""
-        loader = self.trainer.train_dataloader
-        batch_size = getattr(loader, 'batch_size', None)
-        if batch_size is None:
-            batch_size = getattr(
-                getattr(loader, 'batch_sampler', None), 'batch_size', 0
-            )
-        if not batch_size:
-            raise ValueError(
-                f'{type(loader).__name__} has no batch_size: CMID needs to know the '
-                'number of patches in a batch'
-            )
-        return int(batch_size) * self.trainer.world_size
+    # What keeps the run safe
 
-    def _check_batches(self, batches: float) -> None:
-        """Refuse a global batch of one; warn of a queue that outlives an epoch."""
-        batch_size = self._global_batch_size()
-        if batch_size == 1:
+    def prepare_data(self) -> None:
+        """Refuse to overwrite an earlier run, before anything is written."""
+        if self.trainer.training:
+            refuse_old_run(self.trainer)
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Watch the run, and save a checkpoint when a scheduler asks it to end.
+
+        Returns:
+            The callbacks that do.
+        """
+        inherited: Any = super().configure_callbacks()
+        own = OneModel(), SaveOnSigterm(), DataWait(), CollapseAlarm()
+        return [*inherited, *own]
+
+    def setup(self, stage: str) -> None:
+        """Compare the bands of the data module with those of the model.
+
+        Args:
+            stage: Either 'fit', 'validate', 'test', or 'predict'.
+
+        Raises:
+            ValueError: If they differ.
+        """
+        self._settled = self._planned = False
+        # the same in all processes; a checkpoint brings its own
+        self.seed = self.trainer.strategy.broadcast(torch.initial_seed())
+        datamodule = getattr(self.trainer, 'datamodule', None)
+        bands = getattr(datamodule, 'in_channels', None)
+        if bands is not None and bands != self.hparams['in_channels']:
             raise ValueError(
-                'a global batch of one patch can not be trained on: raise batch_size'
-            )
-        queue_size = self.hparams['queue_size']
-        patches = batches * batch_size
-        if self.hparams['global_branch'] == 'moco' and queue_size > patches:
-            rank_zero_warn(
-                f'queue_size={queue_size} holds more keys than an epoch has '
-                f'patches ({patches}): older keys of the same patch become negatives'
+                f'in_channels={self.hparams["in_channels"]} of the model, but '
+                f'{type(datamodule).__name__} gives {bands} bands: set '
+                f'--model.init_args.in_channels {bands}'
             )
 
     def on_fit_start(self) -> None:
-        """Check what Lightning has made of the model, and seed this process."""
-        start_process(self, self._fused_activations, self.trainer.global_rank)
-
-    def on_train_epoch_start(self) -> None:
-        """Begin to measure the time spent waiting for data."""
-        self._step_ended = self._step_started = time.perf_counter()
-
-    def on_validation_end(self) -> None:
-        """Do not count the validation as waiting."""
-        self._step_ended = self._step_started = time.perf_counter()
-
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Measure how long this batch was waited for.
-
-        Args:
-            batch: The batch.
-            batch_idx: Its index.
-        """
-        now = time.perf_counter()
-        elapsed = now - self._step_started
-        self._data_wait = (now - self._step_ended) / elapsed if elapsed else 0.0
-        self._step_started = now
-
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """From here on the next batch is waited for.
-
-        Args:
-            outputs: The output of the step.
-            batch: The batch.
-            batch_idx: Its index.
-        """
-        self._step_ended = time.perf_counter()
-
-    def _warn_of_degenerate_assignments(self, losses: Mapping[str, Tensor]) -> None:
-        """Warn when the local branch goes uniform or falls on one prototype."""
-        if (
-            'local' not in losses
-            or self.trainer.global_step % self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        ):
-            return
-        if losses['assignment_entropy'] > 0.99:
-            rank_zero_warn(
-                'the local branch has gone uniform: the teacher assigns each cell to '
-                'all prototypes alike. Lower teacher_temperature or the learning rate.'
+        """Find out what the run is, and what the images are."""
+        if not self._planned:  # an optimizer was given: ours was not asked for
+            self._plan()
+            rank_zero_info(
+                'the optimizer is the one that was given: its learning rate and '
+                'schedule hold, and lr, min_lr, warmup_epochs, weight_decay and '
+                'optimizer of the task are not used; the teacher keeps its schedule'
             )
-        if losses['mean_assignment_entropy'] < 0.1:
-            rank_zero_warn(
-                'the local branch has collapsed: the teacher assigns all cells to the '
-                'same prototypes. Lower center_momentum or the learning rate.'
+        self._settle_pixels('fit')
+
+    def on_validation_start(self) -> None:
+        """Find out what the images are, if no training has."""
+        self._settle_pixels('validate')
+
+    def _expect(self, pixels: Pixels) -> InputNormalization:
+        """Bring images to the pixels that the backbone was trained on."""
+        in_channels = self.hparams['in_channels']
+        hook = InputNormalization(type(self).__name__, in_channels, pixels)
+        attach(self, 'inputs', hook)
+        return hook
+
+    def _settle_pixels(self, stage: str) -> None:
+        """Find out which pixels the student sees, and choose the recipe for them, once.
+
+        The callback has decided before what is done to the images.
+        """
+        if self._settled:
+            return
+        self._settled = True
+        in_channels = self.hparams['in_channels']
+        hook = find_normalizations(self).get('inputs')
+        seen, reason = see_pixels(self.trainer, stage, in_channels, hook)
+        if stage == 'fit' and seen is not None:
+            self.pixels = seen
+            for network in (self.student, self.teacher):
+                note_pixels(network.backbone, seen)
+            if hook is None:  # for runs on other data that come after this one
+                trained = leave_images(in_channels, 'trained on these', fulfils=True)
+                self._expect(seen).decide(trained)
+        rank_zero_info(f'pixels: {reason}')
+        known: dict[str, Any] = {}
+        if seen is not None:
+            mean, std = seen.spread(in_channels)
+            known = {'mean': mean, 'std': std, 'unit': seen.unit}
+        rank_zero_info(f'views: {self.views.choose_recipe(**known)}')
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put the seed of the views and masks into a checkpoint.
+
+        Args:
+            checkpoint: The checkpoint.
+        """
+        checkpoint['seed'] = self.seed
+        if self.pixels is not None:
+            checkpoint['pixels'] = self.pixels.to_state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with the seed of a checkpoint.
+
+        Args:
+            checkpoint: The checkpoint.
+        """
+        self.seed = checkpoint.get('seed', self.seed)
+        pixels = find_pixels(checkpoint, {})
+        if pixels is not None:
+            self._expect(pixels)
+        if 'pixels' not in checkpoint:
+            found = 'not known' if pixels is None else 'those of the data module'
+            rank_zero_info(
+                "the checkpoint, of before version 0.2, lacks 'pixels': mean and std "
+                f'are {found}, the unit is not known'
             )

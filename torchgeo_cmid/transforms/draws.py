@@ -66,7 +66,12 @@ class Draw:
         return values.view(-1, 1, 1, 1)
 
     def change(
-        self, x: Tensor, part: slice, function: Callable[..., None], *names: str
+        self,
+        x: Tensor,
+        part: slice,
+        function: Callable[..., None],
+        *names: str,
+        **images: Tensor | None,
     ) -> None:
         """Change the chosen images of a part in place.
 
@@ -75,15 +80,19 @@ class Draw:
             part: Which of the batch they are.
             function: Changes images in place, given the values of *names*.
             *names: Names of the values.
+            **images: What else *function* is given, for each image of the batch, (B,
+                ...), or None.
         """
         index = self.chosen[part].nonzero().flatten()
         if len(index) == 0:
             return
         values = [self.take(name, x, part.start + index) for name in names]
+        given = {n: None if i is None else i[part] for n, i in images.items()}
         if len(index) == len(x):
-            function(x, *values)
+            function(x, *values, **given)
             return
         index = index.to(x.device, non_blocking=True)
         chosen = x.index_select(0, index)
-        function(chosen, *values)
+        given = {n: None if i is None else i[index] for n, i in given.items()}
+        function(chosen, *values, **given)
         x.index_copy_(0, index, chosen)

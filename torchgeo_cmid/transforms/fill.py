@@ -3,11 +3,22 @@
 
 """Fill pixels: what stands in their place, and where they lie in views and cells.
 
-In a mask of valid pixels, (B, 1, H, W) bool, they are False.
+In a mask of valid pixels, (B, 1, H, W) bool, they are False. Who sees to them, and why:
+
+* :class:`~torchgeo_cmid.transforms.TwoMaskedViews` sets them to the mean of the valid
+  pixels in patches, before anything is resampled or blurred: what they held, NaN for
+  example, would reach other pixels. It also finds them in the views, once per view.
+* The recipes of the strong view leave them out of their statistics, and may change them
+  like any other pixel.
+* :meth:`~torchgeo_cmid.tasks.CMID.compute_losses` sets them to the mean of the valid
+  pixels in views, whoever has drawn these, so that the student's spectral mean is that
+  of the valid pixels, and leaves them out of losses and matches.
 """
 
+import inspect
+
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from .matching import cell_grid
 
@@ -24,9 +35,35 @@ def fill_with_valid_mean(image: Tensor, valid: Tensor) -> Tensor:
     Returns:
         Images, (B, C, H, W), 0 where an image has no valid pixel at all.
     """
+    return image.where(valid, valid_mean(image, valid))
+
+
+def valid_mean(image: Tensor, valid: Tensor | None) -> Tensor:
+    """Mean of each band over the valid pixels of each image.
+
+    Args:
+        image: Images, (B, C, H, W); fill pixels may hold anything, NaN included.
+        valid: Valid pixels, (B, 1, H, W) bool. None: all are.
+
+    Returns:
+        Means, (B, C, 1, 1), 0 where an image has no valid pixel at all.
+    """
+    if valid is None:
+        return image.mean(dim=(2, 3), keepdim=True)
     total = image.where(valid, 0).sum(dim=(2, 3), keepdim=True)
-    count = valid.sum(dim=(2, 3), keepdim=True).clamp(min=1)
-    return image.where(valid, total / count)
+    return total / valid.sum(dim=(2, 3), keepdim=True).clamp(min=1)
+
+
+def takes_valid(module: nn.Module) -> bool:
+    """Tell whether a module wants to know which pixels are valid.
+
+    Args:
+        module: A module that changes images.
+
+    Returns:
+        Whether its *forward* has an argument *valid*.
+    """
+    return 'valid' in inspect.signature(module.forward).parameters
 
 
 def warp_valid(valid: Tensor, transform: Tensor, size: int) -> Tensor:

@@ -3,132 +3,185 @@
 
 """From a batch to two views, their masks, and where their cells and fill pixels lie."""
 
-import torch
-from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor, nn
-from torchgeo.datasets.utils import Sample
-from torchgeo.tasks import BaseTask
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
-from ..networks import Student
-from ..transforms import (
-    cell_grid,
-    default_views,
-    fill_with_valid_mean,
-    limit_values,
-    random_cell_mask,
-    warp_valid,
-)
+import torch
+from torch import Tensor, nn
+
+from .fill import fill_with_valid_mean, takes_valid, warp_valid
+from .limits import limit_values
+from .masking import random_cell_mask
+from .matching import cell_grid
+from .views import default_views
 
 Pair = tuple[Tensor, Tensor]
 
 
-class ViewTask(BaseTask):
-    """Base of a task that learns from two masked views of each patch."""
+class MaskedViews(NamedTuple):
+    """Two views of each patch, and all that the losses need to know of them."""
 
-    student: Student
-    cells: int
+    #: The weak and the strong view x1 and x2, (B, C, S, S) each.
+    views: Pair
+    #: The masks of their cells, (B, S/32, S/32) bool each, True = masked.
+    masks: Pair
+    #: The centres of their cells as (y, x) in pixels of the first patch, (B, h, w, 2).
+    grids: Pair
+    #: Their valid pixels, (B, 1, S, S) bool each. None: all are.
+    valid: Pair | None = None
+
+
+class TwoMaskedViews(nn.Module):
+    """Draws two masked views of each patch of a batch.
+
+    Fill pixels are nowhere else set on the way to the views: here they get the mean of
+    the valid pixels before anything is resampled or changed, so that whatever
+    *augmentations* does, no value of theirs reaches another pixel. (In the views
+    :meth:`~torchgeo_cmid.tasks.CMID.compute_losses` does the same, for the statistics
+    of a crop are not those of its patch.) Huge values are limited here and nowhere
+    else: see :func:`~torchgeo_cmid.transforms.limit_values`.
+
+    Source: section III-A of `CMID <https://arxiv.org/abs/2304.09670>`__.
+
+    Attributes:
+        augmentations: What draws the views, see
+            :class:`~torchgeo_cmid.transforms.Views`.
+    """
+
     augmentations: nn.Module | None
-    _default_views: nn.Module | None = None
 
-    def patches(self, batch: Sample) -> tuple[Pair, Pair | None, Tensor | None]:
-        """Take the patches for either view from a batch, fill pixels filled.
-
-        They are of two dates, or twice the same.
+    def __init__(
+        self,
+        augmentations: nn.Module | None = None,
+        *,
+        in_channels: int,
+        size: int,
+        map_size: tuple[int, int],
+        mask_patch_size: int = 32,
+        mask_ratio: float = 0.6,
+    ) -> None:
+        """Initialize a new TwoMaskedViews instance.
 
         Args:
-            batch: ``image`` (B, C or 2 C, H, W); where fill pixels are known, ``valid``
-                (B, 1 or 2, H, W) bool, False where there is no data; and where the
-                pixels of two dates are not those of the same ground, ``frame`` (B, 3,
-                3), which maps pixels (x, y, 1) of the second to those of the first.
+            augmentations: Draws the views. It is given two batches of patches, (B, C,
+                H, W) each, and, if it has an argument *valid*, their valid pixels, (B,
+                1, H, W) bool each, or None. It returns two pairs, the views, (B, C, S,
+                S) each, and the matrices that map pixels (x, y, 1) of the patch to
+                those of the view, (B, 3, 3) each, and may return a third, the valid
+                pixels of the views, (B, 1, S, S) bool each.
+                None: the recipe that :meth:`choose_recipe` finds.
+            in_channels: Number of bands C.
+            size: Height and width S of a view in pixels.
+            map_size: Height h and width w of the map of features in cells.
+            mask_patch_size: Height and width of a cell of the mask in pixels.
+            mask_ratio: Share of the cells of a view that is masked.
+        """
+        super().__init__()
+        self.augmentations = augmentations
+        self.in_channels = in_channels
+        self.size = size
+        self.map_size = map_size
+        self.cells = size // mask_patch_size
+        self.mask_ratio = mask_ratio
+
+    def choose_recipe(
+        self,
+        mean: Tensor | float | None = None,
+        std: Tensor | float | None = None,
+        unit: float | None = None,
+    ) -> str:
+        """Choose the recipe for what is known of the values, unless one is given.
+
+        Args:
+            mean: As of :func:`~torchgeo_cmid.transforms.default_views`.
+            std: As of it.
+            unit: As of it.
 
         Returns:
-            The patches, (B, C, H, W) each, their valid pixels, (B, 1, H, W) bool each,
-            and their frame, as :meth:`draw_views` takes them.
+            The choice in words, for the log.
+        """
+        if self.augmentations is not None:
+            return f'as given, {type(self.augmentations).__name__}'
+        self.augmentations, reason = default_views(
+            self.size, self.in_channels, mean=mean, std=std, unit=unit
+        )
+        return reason
+
+    @torch.no_grad()
+    def forward(
+        self, batch: Mapping[str, Any], dtype: torch.dtype = torch.float32
+    ) -> MaskedViews:
+        """Draw two views of each patch, their masks, and where their cells lie.
+
+        Args:
+            batch: ``image`` (B, C or 2 C, H, W): the same patch for either view, or two
+                dates of it. Where fill pixels are known, ``valid`` (B, 1 or 2, H, W)
+                bool, False where there is no data. Where the pixels of two dates are
+                not those of the same ground, ``frame`` (B, 3, 3), which maps pixels
+                (x, y, 1) of the second to those of the first.
+            dtype: Type of the views, at least single precision.
+
+        Returns:
+            Views, masks, grids and valid pixels.
 
         Raises:
             ValueError: If the bands are not *in_channels*, or twice as many.
         """
-        x: Tensor = batch['image']
-        in_channels = self.hparams['in_channels']
-        if x.shape[1] not in (in_channels, 2 * in_channels):
-            raise ValueError(
-                f'the batch has {x.shape[1]} bands: in_channels={in_channels} must be '
-                'that number, or half of it for two dates in one image'
-            )
-        x = x.to(torch.promote_types(self.student.mask_token.dtype, torch.float32))
-        dates = list(torch.split(x, in_channels, dim=1))  # one, or two
-        valid = None
-        if 'valid' in batch:
-            masks = torch.split(batch['valid'].expand(-1, len(dates), -1, -1), 1, dim=1)
-            valid = masks[0], masks[-1]
-            # before anything else sees them
-            dates = list(map(fill_with_valid_mean, dates, masks))
-        dates = list(map(limit_values, dates))
-        return (dates[0], dates[-1]), valid, batch.get('frame')
-
-    def draw_views(
-        self, images: Pair, valid: Pair | None = None, frame: Tensor | None = None
-    ) -> tuple[Pair, ...]:
-        """Draw two views of each patch, their masks, and where their cells lie.
-
-        Args:
-            images: The patches for either view, (B, C, H, W) each.
-            valid: Their valid pixels, (B, 1, H, W) bool each. None: all are.
-            frame: Matrices that map pixels (x, y, 1) of the second patch to those of
-                the first, (B, 3, 3). None: they are the same.
-
-        Returns:
-            Views, (B, C, S, S) each, masks of cells, (B, S/32, S/32) bool each, grids,
-            (B, h, w, 2) each, in pixels of the first patch, and with *valid* the valid
-            pixels of the views, (B, 1, S, S) bool each, as :meth:`compute_losses` takes
-            them.
-        """
-        with torch.autocast(self.device.type, enabled=False):
-            views, transforms = self._augment(images, valid)
-        size, ratio = self.hparams['size'], self.hparams['mask_ratio']
-        batch_size = len(images[0])
+        if self.augmentations is None:
+            self.choose_recipe()
+        images, valid = self._patches(batch, dtype)
+        with torch.autocast(images[0].device.type, enabled=False):
+            views, transforms, known = self._augment(images, valid)
+        device, batch_size = images[0].device, len(images[0])
         masks = (
-            random_cell_mask(batch_size, self.cells, ratio, self.device),
-            random_cell_mask(batch_size, self.cells, ratio, self.device),
+            random_cell_mask(batch_size, self.cells, self.mask_ratio, device),
+            random_cell_mask(batch_size, self.cells, self.mask_ratio, device),
         )
         ground = transforms[1]  # from pixels of the first patch to those of the view
-        if frame is not None:
-            ground = ground @ torch.linalg.inv(frame.to(ground))
+        if 'frame' in batch:
+            ground = ground @ torch.linalg.inv(batch['frame'].to(ground))
         grids = (
-            cell_grid(transforms[0], size, self.student.map_size),
-            cell_grid(ground, size, self.student.map_size),
+            cell_grid(transforms[0], self.size, self.map_size),
+            cell_grid(ground, self.size, self.map_size),
         )
+        return MaskedViews(views, masks, grids, known)
+
+    def _patches(
+        self, batch: Mapping[str, Any], dtype: torch.dtype
+    ) -> tuple[Pair, Pair | None]:
+        """Take the patches for either view, (B, C, H, W) each, and their valid pixels.
+
+        They are of two dates, or twice the same.
+        """
+        x: Tensor = batch['image']
+        if x.shape[1] not in (self.in_channels, 2 * self.in_channels):
+            raise ValueError(
+                f'the batch has {x.shape[1]} bands: in_channels={self.in_channels} '
+                'must be that number, or half of it for two dates in one image'
+            )
+        x = x.to(dtype)
+        dates = list(torch.split(x, self.in_channels, dim=1))  # one, or two
+        valid = None
+        if 'valid' in batch:
+            pixels = batch['valid'].expand(-1, len(dates), -1, -1).split(1, dim=1)
+            valid = pixels[0], pixels[-1]
+            dates = list(map(fill_with_valid_mean, dates, pixels))
+        dates = list(map(limit_values, dates))
+        return (dates[0], dates[-1]), valid
+
+    def _augment(
+        self, images: Pair, valid: Pair | None
+    ) -> tuple[Pair, Pair, Pair | None]:
+        """Draw the views, their matrices, and where they are valid."""
+        assert self.augmentations is not None
+        given = (images, valid) if takes_valid(self.augmentations) else (images,)
+        views, transforms, *known = self.augmentations(*given)
         if valid is None:
-            return views, masks, grids
-        valid = (
-            warp_valid(valid[0], transforms[0], size),
-            warp_valid(valid[1], transforms[1], size),
+            return views, transforms, None
+        if known:
+            return views, transforms, known[0]
+        warped = (
+            warp_valid(valid[0], transforms[0], self.size),
+            warp_valid(valid[1], transforms[1], self.size),
         )
-        return views, masks, grids, valid
-
-    def _augment(self, images: Pair, valid: Pair | None) -> tuple[Pair, Pair]:
-        """Draw the views and their matrices by *augmentations*, or by our recipe."""
-        views: tuple[Pair, Pair]
-        if self.augmentations is not None:
-            views = self.augmentations(images)
-            return views
-        if self._default_views is None:
-            recipe = self._choose_recipe(images[0])
-            # no submodule: kornia's buffers are derived, no checkpoint must hold them
-            self.__dict__['_default_views'] = recipe.to(self.device)
-        assert self._default_views is not None
-        views = self._default_views(images, valid)
-        return views
-
-    def _choose_recipe(self, images: Tensor) -> nn.Module:
-        """Choose the recipe of the views from what is known of the values."""
-        datamodule = getattr(self.trainer, 'datamodule', None)
-        views, reason = default_views(
-            self.hparams['size'],
-            self.hparams['in_channels'],
-            mean=getattr(datamodule, 'mean', None),
-            std=getattr(datamodule, 'std', None),
-            observed=(float(images.min()), float(images.max())),
-        )
-        rank_zero_info(f'views: {reason}')
-        return views
+        return views, transforms, warped

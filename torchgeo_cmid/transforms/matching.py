@@ -3,11 +3,11 @@
 
 """Where the cells of a view lie in their patch, and which cells of two views match."""
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from ..distributed import batch_share
 
 
 def cell_grid(transform: Tensor, size: int, cells: tuple[int, int]) -> Tensor:
@@ -89,48 +89,66 @@ def valid_cells(valid: Tensor, cells: tuple[int, int]) -> Tensor:
     return share[:, 0] > 0.5 - 1e-4  # the mean of ones and zeros is not exact
 
 
-def take_matches(
-    maps: tuple[Tensor, Tensor],
+class Matches(NamedTuple):
+    """Pairs of cells of two views."""
+
+    #: Cells of either view in their flattened maps, (B, n) each.
+    own: Tensor
+    other: Tensor
+    #: Which of the pairs count, (B n,) bool. None: all do.
+    kept: Tensor | None
+    #: Number of pairs that count, ().
+    number: Tensor
+
+
+def find_matches(
     grids: tuple[Tensor, Tensor],
     num_matches: int,
     valid: tuple[Tensor, Tensor] | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Take the features of the cells of two views that lie closest to each other.
+) -> Matches:
+    """Find the cells of two views that lie closest to each other.
 
     Args:
-        maps: Features of one view and of the other, (B, D, h, w) each.
-        grids: Centres of their cells, (B, h, w, 2) each, same frame.
-        num_matches: Number of pairs to take for each patch; at most h w are.
+        grids: Centres of the cells of one view and of the other, (B, h, w, 2) each,
+            same frame.
+        num_matches: Number of pairs to find for each patch; at most h w are.
         valid: Valid pixels of the views, (B, 1, S, S) bool each: a cell with less than
             half of them valid is in no pair. None: all are.
 
     Returns:
-        Features of the paired cells, (N, D) each, and the weight of this process's
-        pairs in a mean over all processes, (). Fewer than two pairs are none, as there
-        is no batch norm over them: two others of no weight take their place.
+        The pairs. Fewer than two are none, as there is no batch norm over them: two
+        others, which do not count, take their place.
     """
-    h_w = (maps[0].shape[2], maps[0].shape[3])
     if valid is None:
-        pairs = match_cells(*grids, num_matches)
-        weight = batch_share(grids[0].new_full((), pairs[0].numel()))
-        return _take_cells(maps[0], pairs[0]), _take_cells(maps[1], pairs[1]), weight
+        own, other = match_cells(*grids, num_matches)
+        return Matches(own, other, None, torch.tensor(own.numel(), device=own.device))
+    h_w = (grids[0].shape[1], grids[0].shape[2])
     candidates = valid_cells(valid[0], h_w), valid_cells(valid[1], h_w)
-    pairs = match_cells(*grids, num_matches, candidates)
-    own, other = (
-        cells.flatten(1).gather(1, index)
-        for cells, index in zip(candidates, pairs, strict=True)
-    )
-    kept = (own & other).flatten()  # (B n,)
+    own, other = match_cells(*grids, num_matches, candidates)
+    kept = candidates[0].flatten(1).gather(1, own)
+    kept = (kept & candidates[1].flatten(1).gather(1, other)).flatten()  # (B n,)
     count = kept.sum()
-    if count < 2:
-        kept = torch.arange(len(kept), device=kept.device) < 2
-        count = torch.zeros_like(count)
-    weight = batch_share(count.to(grids[0]))
-    return (
-        _take_cells(maps[0], pairs[0])[kept],
-        _take_cells(maps[1], pairs[1])[kept],
-        weight,
-    )
+    enough = count >= 2
+    first = torch.arange(len(kept), device=kept.device) < 2
+    return Matches(own, other, torch.where(enough, kept, first), count * enough)
+
+
+def take_matches(
+    maps: tuple[Tensor, Tensor], matches: Matches
+) -> tuple[Tensor, Tensor]:
+    """Take the features of cells that are paired.
+
+    Args:
+        maps: Features of one view and of the other, (B, D, h, w) each.
+        matches: The pairs.
+
+    Returns:
+        Features of the paired cells, (N, D) each.
+    """
+    own, other = _take_cells(maps[0], matches.own), _take_cells(maps[1], matches.other)
+    if matches.kept is None:
+        return own, other
+    return own[matches.kept], other[matches.kept]
 
 
 def _take_cells(features: Tensor, index: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from kornia.augmentation import random_generator as rg
 from torch import Tensor, nn
 
 from .draws import Draw, parts
+from .fill import valid_mean
 from .pixels import (
     add_noise,
     adjust_brightness,
@@ -49,11 +50,16 @@ FACTORS = ('brightness_factor', 'contrast_factor', 'saturation_factor', 'hue_fac
 ADJUSTMENTS = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)
 
 
-def _jitter(x: Tensor, *factors: Tensor, order: Sequence[int]) -> None:
+def _jitter(
+    x: Tensor, *factors: Tensor, order: Sequence[int], valid: Tensor | None
+) -> None:
     """Clip to 0..1, and adjust the colours in the order drawn for the batch."""
     x.clamp_(0, 1)
     for i in order:
-        ADJUSTMENTS[i](x, factors[i])
+        if ADJUSTMENTS[i] is adjust_contrast:
+            adjust_contrast(x, factors[i], valid)
+        else:
+            ADJUSTMENTS[i](x, factors[i])
 
 
 class RGBPhotometric(nn.Module):
@@ -92,9 +98,9 @@ class RGBPhotometric(nn.Module):
         """Undo the normalisation, augment, and normalise again.
 
         Args:
-            x: Views, (B, 3, S, S), normalised; fill pixels hold the mean of the valid
-                ones, so that they do not count in the contrast.
-            valid: Unused.
+            x: Views, (B, 3, S, S), normalised; fill pixels hold something harmless.
+            valid: Valid pixels, (B, 1, S, S) bool: the contrast is theirs. None: all
+                are.
 
         Returns:
             Augmented views, (B, 3, S, S), normalised.
@@ -105,7 +111,7 @@ class RGBPhotometric(nn.Module):
         augmented = torch.empty_like(x)
         for part in parts(x):
             values = torch.addcmul(mean, x[part], std)
-            draws['jitter'].change(values, part, jitter, *FACTORS)
+            draws['jitter'].change(values, part, jitter, *FACTORS, valid=valid)
             values = gaussian_blur(values, draws['blur'].take('sigma', x, part))
             draws['noise'].change(values, part, add_noise, 'std')
             draws['solarize'].change(values, part, solarize)
@@ -160,10 +166,9 @@ class MultispectralPhotometric(nn.Module):
         """Augment the views.
 
         Args:
-            x: Views, (B, C, S, S), normalised; fill pixels hold the mean of the valid
-                ones, so that they do not count in the contrast.
-            valid: Valid pixels, (B, 1, S, S) bool: the standard deviation is theirs.
-                None: all are.
+            x: Views, (B, C, S, S), normalised; fill pixels hold something harmless.
+            valid: Valid pixels, (B, 1, S, S) bool: contrast and standard deviation are
+                theirs. None: all are.
 
         Returns:
             Augmented views, (B, C, S, S), normalised.
@@ -180,7 +185,8 @@ class MultispectralPhotometric(nn.Module):
             # b (m + c (v - m)) of the values v = mean + std x, m their mean in a band
             scale = brightness[part] * contrast[part]
             offset = (brightness[part] - 1) * centre
-            offset += (brightness[part] - scale) * x[part].mean((2, 3), keepdim=True)
+            known = None if valid is None else valid[part]
+            offset += (brightness[part] - scale) * valid_mean(x[part], known)
             values = torch.addcmul(offset, x[part], scale)
             augmented[part] = gaussian_blur(values, blur.take('sigma', x, part))
         unit = _band_std(augmented, valid).clamp(min=1e-6)

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from kornia.filters import get_gaussian_kernel1d
 from torch import Tensor
 
+from .fill import valid_mean
+
 #: Weights of red, green and blue in the luminance (ITU-R BT.601).
 LUMINANCE = (0.299, 0.587, 0.114)
 
@@ -22,9 +24,9 @@ def adjust_brightness(x: Tensor, factor: Tensor) -> None:
     x.mul_(factor).clamp_(0, 1)
 
 
-def adjust_contrast(x: Tensor, factor: Tensor) -> None:
+def adjust_contrast(x: Tensor, factor: Tensor, valid: Tensor | None = None) -> None:
     """Multiply the distance from the mean luminance of the image and clip to 0..1."""
-    mean = weighted_mean(x.mean(dim=(2, 3), keepdim=True), LUMINANCE)
+    mean = weighted_mean(valid_mean(x, valid), LUMINANCE)
     x.mul_(factor).add_(mean * (1 - factor)).clamp_(0, 1)
 
 

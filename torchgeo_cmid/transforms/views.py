@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .draws import Draw
-from .fill import fill_with_valid_mean, warp_valid
+from .fill import takes_valid, warp_valid
 from .photometric import MultispectralPhotometric, RGBPhotometric
 from .resample import crop_and_flip, crop_transform
 
@@ -31,8 +31,8 @@ class Views(nn.Module):
         Args:
             size: Height and width S of the views in pixels.
             photometric: What changes the values of the strong view, (B, C, S, S) ->
-                (B, C, S, S). Where fill pixels are known it is given the valid ones,
-                (B, 1, S, S) bool, as well.
+                (B, C, S, S). If it has an argument *valid*, it is given the valid
+                pixels, (B, 1, S, S) bool, where fill is known.
         """
         super().__init__()
         self.size = size
@@ -44,7 +44,7 @@ class Views(nn.Module):
         self.photometric = photometric
 
     @torch.no_grad()
-    def forward(self, images: Pair, valid: Pair | None = None) -> tuple[Pair, Pair]:
+    def forward(self, images: Pair, valid: Pair | None = None) -> tuple[Pair, ...]:
         """Draw the views.
 
         Args:
@@ -55,17 +55,21 @@ class Views(nn.Module):
                 all are.
 
         Returns:
-            The views, (B, C, S, S) each, and the matrices that map pixels (x, y, 1) of
-            the patch to pixels of the view, (B, 3, 3) each.
+            The views, (B, C, S, S) each, the matrices that map pixels (x, y, 1) of the
+            patch to pixels of the view, (B, 3, 3) each, and, with *valid*, the valid
+            pixels of the views, (B, 1, S, S) bool each.
         """
         weak, weak_transform = self._crop(images[0])
         strong, strong_transform = self._crop(images[1])
+        transforms = weak_transform, strong_transform
         if valid is None:
-            strong = self.photometric(strong)
-        else:
-            pixels = warp_valid(valid[1], strong_transform, strong.shape[-1])
-            strong = self.photometric(fill_with_valid_mean(strong, pixels), pixels)
-        return (weak, strong), (weak_transform, strong_transform)
+            return (weak, self.photometric(strong)), transforms
+        pixels = (
+            warp_valid(valid[0], weak_transform, self.size),
+            warp_valid(valid[1], strong_transform, self.size),
+        )
+        known = pixels[1:] if takes_valid(self.photometric) else ()
+        return (weak, self.photometric(strong, *known)), transforms, pixels
 
     def _crop(self, images: Tensor) -> Pair:
         """Draw where the views lie, and resample them."""
@@ -83,49 +87,44 @@ def default_views(
     *,
     mean: Tensor | float | None = None,
     std: Tensor | float | None = None,
-    observed: tuple[float, float],
+    unit: float | None = None,
 ) -> tuple[Views, str]:
     """Choose the recipe that suits the bands and what is known of their values.
 
     The RGB recipe is defined on values in 0..1. Three bands get it where such values
-    can be had: the data module has scaled them (mean 0), or has normalised values that
-    were in 0..1 or in 0..255 before, or nothing was done and they lie in 0..1. Any
-    other band set, and three bands of unknown range, get the recipe for any range.
+    can be had: their unit is known, or they have been scaled (mean 0), or normalised by
+    statistics that only values in 0..1 or in 0..255 have. Any other band set, and three
+    bands of unknown range, get the recipe for any range.
 
     Args:
         size: Height and width S of the views in pixels.
         in_channels: Number of bands C.
-        mean: Mean that the data module has subtracted, (C,) or one for all bands.
-            None: it is not known.
-        std: Standard deviation by which it has divided, (C,) or one for all bands.
-        observed: Lowest and highest value of a batch as it comes.
+        mean: Mean that has been subtracted, (C,) or one for all bands. None: nothing is
+            known to have been done.
+        std: Standard deviation by which was divided, (C,) or one for all bands.
+        unit: The number before that which stands for 1, such as 255. None: unknown.
 
     Returns:
         The views, and the choice in words, for the log.
     """
-    if mean is None or std is None:
-        mean, std = 0.0, 1.0
-    mean = torch.as_tensor(mean, dtype=torch.float32)
-    std = torch.as_tensor(std, dtype=torch.float32)
-    normalised = bool(mean.any())
-    scaled = not normalised and bool((std != 1).any())
-
-    if in_channels == 3:
-        if normalised:
-            for end in (1.0, 255.0):
-                if bool((mean > 0).all()) and bool((mean + std <= end).all()):
-                    photometric = RGBPhotometric(mean / end, std / end)
-                    reason = f'values in 0..{end:g} before they were normalised'
-                    return Views(size, photometric), f'RGB recipe: {reason}'
-        elif scaled:
-            reason = f'values divided by {float(std.max()):g}, taken for 0..1'
-            return Views(size, RGBPhotometric()), f'RGB recipe: {reason}'
-        elif observed[0] >= 0 and observed[1] <= 1:
-            reason = 'values in 0..1, not normalised'
-            return Views(size, RGBPhotometric()), f'RGB recipe: {reason}'
-
+    normalised = mean is not None and std is not None
+    mean = torch.as_tensor(mean if normalised else 0.0, dtype=torch.float32)
+    std = torch.as_tensor(std if normalised else 1.0, dtype=torch.float32)
     reason = f'{in_channels} bands'
     if in_channels == 3:
-        reason += f' of unknown range (seen: {observed[0]:.3g}..{observed[1]:.3g})'
+        if unit is None and normalised:
+            unit = _guess_unit(mean, std)
+        if unit is not None:
+            photometric = RGBPhotometric(mean / unit, std / unit)
+            return Views(size, photometric), f'RGB recipe: values in 0..{unit:g}'
+        reason += ' of unknown range'
     multispectral = MultispectralPhotometric(in_channels, mean, std)
     return Views(size, multispectral), f'multispectral recipe: {reason}'
+
+
+def _guess_unit(mean: Tensor, std: Tensor) -> float | None:
+    """Tell from statistics what stands for 1, where that is beyond doubt."""
+    if not mean.any():
+        return float(std.max()) if (std != 1).any() else None
+    fitting = (end for end in (1.0, 255.0) if (mean + std <= end).all())
+    return next(fitting, None) if (mean > 0).all() else None

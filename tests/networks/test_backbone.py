@@ -169,8 +169,10 @@ class TestCompiled:
         'both': lambda s, b: (s.backbone.compile(backend=b), s.compile(backend=b)),
     }
 
-    @pytest.mark.parametrize('name', ['test_resnet', 'test_vit'])
-    @pytest.mark.parametrize('way', WAYS)
+    @pytest.mark.parametrize(
+        ('way', 'name'),
+        [*((way, 'test_resnet') for way in WAYS), ('backbone.compile', 'test_vit')],
+    )
     def test_student(self, way: str, name: str) -> None:
         torch._dynamo.reset()
         graphs = []

@@ -55,7 +55,7 @@ def run(
         str(scenes), patch_size=64, batch_size=2, length=8, num_workers=workers
     )
     task = CMID(
-        model='resnet18',
+        model='test_resnet',
         size=64,
         queue_size=16,
         hidden_dim=16,

@@ -255,7 +255,7 @@ class TestFiles:
         return [
             'fit',
             '--model=cmid',
-            '--model.model=resnet18',
+            '--model.model=test_resnet',
             '--model.size=64',
             '--model.queue_size=4',
             '--model.hidden_dim=8',
@@ -367,7 +367,7 @@ def test_stock_modules_resume_at_an_epoch(tmp_path: Path) -> None:
         loader = torch.utils.data.DataLoader(images, batch_size=2)  # a fixed order
         torch.manual_seed(1)
         task = CMID(
-            model='resnet18',
+            model='test_resnet',
             size=64,
             queue_size=4,
             hidden_dim=8,

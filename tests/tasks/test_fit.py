@@ -188,7 +188,10 @@ class TestRasterFolder:
         """Twenty steps in double precision: the first ten to 1e-3."""
         torch.set_num_threads(1)
         fit_scenes(
-            scenes, '--trainer.max_epochs', '10', '--trainer.precision', '64-true'
+            scenes,
+            '--model.init_args.model=resnet18',
+            '--trainer.max_epochs=10',
+            '--trainer.precision=64-true',
         )
         curve = column('train_loss')
         assert len(curve) == 20
@@ -357,7 +360,7 @@ class TestWeights:
             torch.load(checkpoint_of(version), weights_only=True)['state_dict']
             for version in (0, 1)
         )
-        name = 'student.backbone.layer4.1.conv2.weight'
+        name = 'student.backbone.layer4.0.conv2.weight'
         torch.testing.assert_close(first[name], second[name])
 
     def test_from_a_state_dict(self, tmp_path: Path) -> None:
@@ -425,8 +428,8 @@ class TestGivenOptimizer:
         assert column('lr')[0] == pytest.approx(float(arguments[1].split('=')[1]))
         state = torch.load(checkpoint_of(), weights_only=True)['state_dict']
         assert not torch.equal(
-            state['teacher.backbone.conv1.weight'],
-            state['student.backbone.conv1.weight'],
+            state['teacher.backbone.conv1.0.weight'],
+            state['student.backbone.conv1.0.weight'],
         )
         said = [r.getMessage() for r in caplog.records]
         assert sum('the optimizer is the one that was given' in s for s in said) == 1

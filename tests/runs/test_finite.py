@@ -80,7 +80,8 @@ class TestHardPatches:
 class TestStop:
     def fit(self, images: Tensor, tmp_path: Path, **kwargs: Any) -> CMID:
         torch.manual_seed(0)
-        task = CMID(**SMALL, model='test_vit', lr=1e-3, **kwargs)
+        task = CMID(**SMALL, model='test_vit', lr=1e-3)
+        task.hparams.update(kwargs)
         trainer = Trainer(
             default_root_dir=tmp_path,
             logger=False,

@@ -177,7 +177,7 @@ class TestArguments:
         ('arguments', 'message'),
         [
             ({'size': 72}, 'size=72 must be a multiple of mask_patch_size=16'),
-            ({'mask_ratio': 0}, 'mask_ratio=0 must lie within 0 and 1'),
+            ({'mask_ratio': 0}, 'mask_ratio=0 must be .* above 0 and at most 1'),
             ({'global_branch': 'simclr'}, "'simclr' must be 'moco', 'byol' or None"),
             ({'loss_weights': (1, 1)}, 'must be three numbers'),
             ({'model': 'resnet_18'}, "model='resnet_18' is not a timm model"),

@@ -161,3 +161,45 @@ def test_a_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     task = small('test_resnet', weights=str(tmp_path / 'backbone.pth'))
     assert len(read) == 1
     assert_starts_from(task, source.student.backbone.state_dict())
+
+
+def test_a_compiled_backbone_goes_on_as_it_is(tmp_path: Path) -> None:
+    """Regression: its names fitted nothing, which was found out at the export."""
+    source = small('test_resnet')
+    expected = source.student.backbone.state_dict()
+    source.student.backbone = torch.compile(source.student.backbone, backend='eager')
+    content = {
+        'state_dict': source.state_dict(),
+        'hyper_parameters': {'model': 'test_resnet', 'in_channels': 3, 'size': 64},
+    }
+    assert any('_orig_mod' in name for name in content['state_dict'])
+    torch.save(content, tmp_path / 'run.ckpt')
+    export_backbone(tmp_path / 'run.ckpt', tmp_path / 'out.safetensors')
+    wrapped = {f'module.{name}': value for name, value in expected.items()}
+    torch.save(wrapped, tmp_path / 'ddp.pth')
+    for name in ('run.ckpt', 'out.safetensors', 'ddp.pth'):
+        assert_starts_from(small('test_resnet', weights=str(tmp_path / name)), expected)
+
+
+@pytest.mark.parametrize('before', [False, True])
+@pytest.mark.parametrize('after', [False, True])
+def test_resuming_compiled_or_not(before: bool, after: bool) -> None:
+    """A checkpoint has the names of the networks as such, and fits either."""
+
+    def make(compiled: bool) -> CMID:
+        task = small('test_resnet')
+        if compiled:
+            backbone = torch.compile(task.student.backbone, backend='eager')
+            task.student.backbone = backbone  # type: ignore[assignment]
+        return task
+
+    first, second = make(before), make(after)
+    progress = {'epoch_loop.batch_progress': {'current': {'ready': 0}}}
+    checkpoint = {'state_dict': first.state_dict(), 'epoch': 0}
+    first.on_save_checkpoint(checkpoint)
+    assert not any('_orig_mod' in name for name in checkpoint['state_dict'])
+    checkpoint |= {'loops': {'fit_loop': progress}}
+    second.on_load_checkpoint(checkpoint)
+    second.load_state_dict(checkpoint['state_dict'])
+    values = zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    assert all(torch.equal(one, other) for one, other in values)

@@ -5,6 +5,7 @@
 
 import json
 import os
+import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -103,6 +104,22 @@ def read_start(
     return extract_backbone(content, weights, metadata=read_metadata(weights)), None
 
 
+def drop_wrappers(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Name tensors as if no wrapper had been around the model or a part of it.
+
+    Args:
+        state: Tensors by name, of a model that was compiled (``_orig_mod.``) or trained
+            on several devices (``module.``).
+
+    Returns:
+        The same tensors by the names that they have without.
+    """
+    return {
+        re.sub(r'(^|\.)_orig_mod\.', r'\1', name).removeprefix('module.'): value
+        for name, value in state.items()
+    }
+
+
 def is_ours(checkpoint: Any) -> bool:
     """Tell a Lightning checkpoint of a task of ours from one of TorchGeo's.
 
@@ -114,7 +131,7 @@ def is_ours(checkpoint: Any) -> bool:
     """
     state = checkpoint.get('state_dict') if isinstance(checkpoint, Mapping) else None
     return isinstance(state, Mapping) and any(
-        name.startswith('student.backbone.') for name in state
+        name.startswith('student.backbone.') for name in drop_wrappers(state)
     )
 
 
@@ -187,7 +204,7 @@ def extract_backbone(
             raise ValueError(f"'{source}' is no checkpoint of CMID: it has no student")
         model = checkpoint.get('hyper_parameters', {}).get('model')
         checkpoint = checkpoint['state_dict']
-    state = unwrap_state(checkpoint, f"'{source}'")
+    state = drop_wrappers(unwrap_state(checkpoint, f"'{source}'"))
     prefixes = (f'{network}.backbone.', _OFFICIAL_PREFIXES[network], 'backbone.')
     for prefix in prefixes:
         if any(name.startswith(prefix) for name in state):

@@ -38,6 +38,7 @@ from ..transforms import (
     take_matches,
 )
 from .pretraining import PretrainingTask
+from .ranges import check_loss_weights, check_ranges
 
 Pair = tuple[Tensor, Tensor]
 
@@ -155,25 +156,25 @@ class CMID(PretrainingTask):
                 is no multiple of *mask_patch_size*, if no branch is left, or if another
                 argument is out of its range.
         """
+        check_ranges(locals())
         if size % mask_patch_size:
             raise ValueError(
                 f'size={size} must be a multiple of mask_patch_size={mask_patch_size}'
             )
-        if not 0 < mask_ratio <= 1:
-            raise ValueError(f'mask_ratio={mask_ratio} must lie within 0 and 1')
         if global_branch not in ('moco', 'byol', None):
             raise ValueError(
                 f"global_branch='{global_branch}' must be 'moco', 'byol' or None"
-            )
-        if len(loss_weights) != 3:
-            raise ValueError(
-                f'loss_weights={loss_weights} must be three numbers: reconstruction, '
-                'global, local'
             )
         if not (global_branch or local_branch or reconstruction_branch):
             raise ValueError(
                 'global_branch, local_branch and reconstruction_branch are all off'
             )
+        branches = {
+            'reconstruction': reconstruction_branch,
+            'global': global_branch is not None,
+            'local': local_branch,
+        }
+        check_loss_weights(loss_weights, branches)
         self.weights = weights
         self.pixels: Pixels | None = None
         self._start, full_state = None, None

@@ -23,6 +23,7 @@ from .. import schedules
 from ..callbacks.pixel_contract import see_pixels
 from ..distributed import global_mean, global_means, world_size
 from ..metrics import RankMe
+from ..models.loading import drop_wrappers
 from ..models.normalization import (
     InputNormalization,
     Pixels,
@@ -485,6 +486,8 @@ class PretrainingTask(BaseTask):
         Args:
             checkpoint: The checkpoint.
         """
+        # a network that was compiled for this run may go on as it is
+        checkpoint['state_dict'] = drop_wrappers(checkpoint['state_dict'])
         checkpoint['seed'] = self.seed
         checkpoint['drawn'] = dict(self._drawn)
         gradients = {  # of the batches of a step that is not complete
@@ -503,6 +506,12 @@ class PretrainingTask(BaseTask):
         Args:
             checkpoint: The checkpoint.
         """
+        own = self.state_dict()
+        named = dict(zip(drop_wrappers(own), own, strict=True))
+        checkpoint['state_dict'] = {
+            named.get(name, name): tensor
+            for name, tensor in drop_wrappers(checkpoint['state_dict']).items()
+        }
         self.seed = checkpoint.get('seed', self.seed)
         self._gradients = checkpoint.get('gradients', {})
         loops = checkpoint['loops']['fit_loop']['epoch_loop.batch_progress']

@@ -121,6 +121,17 @@ class GlobalCounts:
         own = self._own[self._names[name]] * len(column)
         return own / column.sum().clamp(min=1)
 
+    def told(self, name: str) -> Tensor:
+        """Numbers of all processes, which nobody waits for yet.
+
+        Args:
+            name: Name of the items.
+
+        Returns:
+            The numbers in the order of the ranks, (processes,).
+        """
+        return self._all[:, self._names[name]]
+
     def of_each(self, name: str) -> list[int]:
         """Numbers of all processes.
 
@@ -130,7 +141,7 @@ class GlobalCounts:
         Returns:
             The numbers in the order of the ranks.
         """
-        numbers: list[int] = self._all[:, self._names[name]].tolist()
+        numbers: list[int] = self.told(name).tolist()
         return numbers
 
 

@@ -28,6 +28,38 @@ class Slow(Callback):
         time.sleep(0.3)
 
 
+class Signal(Callback):
+    """Sends a signal to this process, at a moment of the run."""
+
+    def __init__(self, moment: str, number: int, rank: int = 0) -> None:
+        """Initialize a new Signal instance."""
+        self.moment = moment
+        self.number = number
+        self.rank = rank
+
+    def send(self, trainer: Trainer, moment: str) -> None:
+        """Send it."""
+        if moment == self.moment and trainer.global_rank == self.rank:
+            self.moment = ''
+            os.kill(os.getpid(), self.number)
+
+    def on_sanity_check_start(self, trainer: Trainer, *args: Any) -> None:
+        """Before the first step."""
+        self.send(trainer, 'before')
+
+    def on_train_batch_start(
+        self, trainer: Trainer, module: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """In a batch of the second epoch."""
+        if trainer.current_epoch:
+            self.send(trainer, f'batch {batch_idx}')
+
+    def on_validation_batch_start(self, trainer: Trainer, *args: Any) -> None:
+        """In a validation."""
+        if not trainer.sanity_checking:
+            self.send(trainer, 'validation')
+
+
 def quiet_trainer(folder: Path, **kwargs: Any) -> Trainer:
     """Train on a CPU, keep all in one folder, and say little."""
     return Trainer(
@@ -47,6 +79,7 @@ def run(
     *,
     workers: int = 0,
     slow: bool = False,
+    signals: Signal | None = None,
     **kwargs: Any,
 ) -> tuple[CMID, Trainer]:
     """Train two epochs of four steps, and keep the checkpoint of each step."""
@@ -70,6 +103,7 @@ def run(
         save_last=True,
     )
     callbacks = [checkpoints, *([Slow()] if slow else [])]
+    callbacks += [signals] if signals else []
     kwargs = {'max_epochs': 2} | kwargs
     trainer = quiet_trainer(folder, callbacks=callbacks, **kwargs)
     trainer.fit(task, datamodule, ckpt_path=None if resume is None else str(resume))
@@ -110,8 +144,15 @@ if __name__ == '__main__':
     parser.add_argument('scenes', type=Path)
     parser.add_argument('folder', type=Path)
     parser.add_argument('--resume', type=Path)
+    parser.add_argument('--workers', type=int, default=0)
     parser.add_argument('--die-in', choices=['write', 'flush', 'rename'])
     args = parser.parse_args()
     if args.die_in:
         die_in(args.die_in)
-    run(args.scenes, args.folder, args.resume, slow=not args.die_in)
+    run(
+        args.scenes,
+        args.folder,
+        args.resume,
+        slow=not args.die_in,
+        workers=args.workers,
+    )

@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo-cmid Contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""What keeps a run's files safe: from a signal, a full disk, and the next run."""
+"""What keeps a run's files safe: from a full disk, a kill, and the next run."""
 
 import csv
 import inspect
@@ -14,12 +14,9 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import CheckpointIO, TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
-from lightning.pytorch.utilities import rank_zero_info
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 # Files of a run that the next one in the same folder would overwrite
@@ -29,57 +26,15 @@ _OWN = ('config.yaml', 'hparams.yaml', 'metrics.csv', 'checkpoints')
 UNFINISHED = '.unfinished-'
 
 
-class SaveOnSigterm(Callback):
-    """Saves a checkpoint when a scheduler asks the run to end, by SIGTERM.
-
-    Lightning ends the batch that is running, and then the run.
-    """
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Let checkpoints be written so that no good one is lost.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The task.
-            stage: Either 'fit', 'validate', 'test', or 'predict'.
-        """
-        protect(trainer)
-        if stage == 'fit' and trainer.is_global_zero:
-            for each in trainer.checkpoint_callbacks:
-                folder = getattr(each, 'dirpath', None)
-                if folder is not None:
-                    clear_unfinished(Path(folder))
-
-    def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
-    ) -> None:
-        """Save the checkpoint, if the run saves any.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The task.
-            exception: What ended the run.
-        """
-        checkpoint = trainer.checkpoint_callback
-        if not isinstance(exception, SIGTERMException):
-            return
-        if not isinstance(checkpoint, ModelCheckpoint) or checkpoint.dirpath is None:
-            return
-        name = f'sigterm-epoch={trainer.current_epoch}-step={trainer.global_step}.ckpt'
-        path = os.path.join(checkpoint.dirpath, name)
-        trainer.save_checkpoint(path)
-        rank_zero_info(f'ended by SIGTERM: go on with --ckpt_path {path}')
-
-
-class KeepEarlierFiles(Callback):
-    """Changes nothing of an earlier run in the same folder.
+class KeepFiles(Callback):
+    """Writes checkpoints whole, and changes nothing of an earlier run in the folder.
 
     Lightning's command writes ``config.yaml`` anew, and its CSV logger removes
     ``metrics.csv``, whether a run goes on, or is only validated or tested.
     """
 
     def __init__(self) -> None:
-        """Initialize a new KeepEarlierFiles instance."""
+        """Initialize a new KeepFiles instance."""
         self._rows: dict[CSVLogger, list[dict[str, str]]] = {}
         self._files: dict[Path, bytes] = {}
 
@@ -115,13 +70,19 @@ class KeepEarlierFiles(Callback):
         callback.config_filename = f'{name.stem}-{number}{name.suffix}'
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Put back the rows that a logger has removed by now.
+        """Put back the rows that a logger has removed by now; write files whole.
 
         Args:
             trainer: The trainer.
             pl_module: The task.
             stage: Either 'fit', 'validate', 'test', or 'predict'.
         """
+        protect(trainer)
+        if stage == 'fit' and trainer.is_global_zero:
+            for each in trainer.checkpoint_callbacks:
+                folder = getattr(each, 'dirpath', None)
+                if folder is not None:
+                    clear_unfinished(Path(folder))
         for logger, rows in self._rows.items():
             if rows:
                 logger.experiment.metrics[:0] = rows
@@ -318,7 +279,7 @@ def keep_earlier_files(trainer: Trainer) -> None:
     if os.environ.get('TORCHGEO_CMID_OVERWRITE') == '1':
         return
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, KeepEarlierFiles):
+        if isinstance(callback, KeepFiles):
             callback.note(trainer)
 
 

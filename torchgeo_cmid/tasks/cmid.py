@@ -278,7 +278,9 @@ class CMID(PretrainingTask):
             {'patches': torch.tensor(len(views[0]), device=views[0].device)}
             | {f'masked {i}': m.sum() for i, m in enumerate(pixels)}
             | {f'pairs {i}': match.number for i, match in enumerate(matches)}
+            | {'asked to end': self.interruption.share(views[0].device)}
         )
+        self.interruption.answers = counts.told('asked to end')
         with torch.no_grad():
             targets = self.teacher(views[0]), self.teacher(views[1])
         maps = self.student(views[0], masks[0]), self.student(views[1], masks[1])

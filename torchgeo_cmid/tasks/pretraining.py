@@ -37,14 +37,10 @@ from ..networks import Student, Teacher
 from ..runs.collapse import CollapseAlarm
 from ..runs.data_wait import DataWait
 from ..runs.finite import require_finite
-from ..runs.interruption import (
-    KeepEarlierFiles,
-    SaveOnSigterm,
-    keep_earlier_files,
-    refuse_old_run,
-)
+from ..runs.interruption import KeepFiles, keep_earlier_files, refuse_old_run
 from ..runs.processes import OneModel
 from ..runs.randomness import seeded
+from ..runs.signals import SaveOnSigterm
 from ..transforms import TwoMaskedViews
 
 Pair = tuple[Tensor, Tensor]
@@ -186,6 +182,7 @@ class PretrainingTask(BaseTask):
         """Initialize a new PretrainingTask instance."""
         super().__init__()
         self.seed = 0
+        self.interruption = SaveOnSigterm()
         self._drawn = {'epoch': 0, 'batches': 0}
         self._gradients: dict[str, Tensor] = {}
         self.schedules = PretrainingSchedules(self.hparams, self.hparams['lr'] or 0.0)
@@ -396,13 +393,8 @@ class PretrainingTask(BaseTask):
             The callbacks that do.
         """
         inherited: Any = super().configure_callbacks()
-        own = (
-            OneModel(),
-            SaveOnSigterm(),
-            KeepEarlierFiles(),
-            DataWait(),
-            CollapseAlarm(),
-        )
+        self.interruption = SaveOnSigterm()
+        own = (OneModel(), self.interruption, KeepFiles(), DataWait(), CollapseAlarm())
         return [*inherited, *own]
 
     def setup(self, stage: str) -> None:

@@ -34,6 +34,7 @@ from torchgeo_cmid.models import (
     cmid_swin_b,
     convert_official_backbone,
 )
+from torchgeo_cmid.models.architectures import SWIN_B
 from torchgeo_cmid.models.loading import load_strictly
 from torchgeo_cmid.models.official import official_backbone_name
 
@@ -55,7 +56,7 @@ def resident_mib() -> float:
 def write(path: Path) -> float:
     """Write a file of the published layout; return its weights' size in MiB."""
     state = timm.create_model(SWIN, num_classes=0).state_dict()
-    torch.save({official_backbone_name(k): v for k, v in state.items()}, path)
+    torch.save({official_backbone_name(k, SWIN_B): v for k, v in state.items()}, path)
     return sum(tensor.nbytes for tensor in state.values()) / 2**20
 
 

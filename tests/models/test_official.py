@@ -38,22 +38,22 @@ def make_state(model: str, seed: int = 0) -> dict[str, Tensor]:
     return state
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture(scope='class')
 def resnet_state() -> dict[str, Tensor]:
     return make_state('resnet50')
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture(scope='class')
 def swin_state() -> dict[str, Tensor]:
     return make_state('swin_b')
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture(scope='class')
 def resnet() -> CMID:
     return CMID(model='resnet50', size=64)
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture(scope='class')
 def swin(swin_state: dict[str, Tensor]) -> CMID:
     task = CMID(model=SWIN)
     task.load_official_checkpoint({'model': swin_state})

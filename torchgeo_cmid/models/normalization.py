@@ -242,7 +242,13 @@ def from_standardised(
 
     Where the unit of the raw numbers is the backbone's, that is undone and the
     backbone's own mean and std take its place. Where it is not, or is not known, the
-    images stay as they are: the statistics of one unit mean nothing in another.
+    images stay as they are: the statistics of one unit mean nothing in another. (A
+    ResNet-18 trained on 8-bit RGB, AID, told clouds from ground in Sentinel-2 images of
+    five dates, whose reflectance was standardised by its own statistics or brought to
+    0..1 and normalised by the backbone's: k-NN with k = 20 on the features of stages 2
+    and 3, left half of each date against the right, mean accuracy of the classes 0.967
+    and 0.977 against 0.937 and 0.950; one date against the others 0.808 and 0.808
+    against 0.802 and 0.803.)
 
     Args:
         pixels: The pixels of the backbone.

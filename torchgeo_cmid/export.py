@@ -6,9 +6,26 @@
 python -m torchgeo_cmid.export run.ckpt backbone.safetensors --network teacher
 """
 
+import functools
+import json
+from typing import Any
+
 from jsonargparse import auto_cli
 
 from .models import export_backbone
+from .models.reading import read_metadata
+
+
+@functools.wraps(export_backbone)
+def export(*args: Any, **kwargs: Any) -> None:
+    """Export, and say what was written."""
+    export_backbone(*args, **kwargs)
+    output = kwargs.get('output') or args[1]
+    facts = {n: v for n, v in read_metadata(output).items() if n != 'format'}
+    print(f'wrote {output}')
+    for name, value in facts.items():
+        print(f'  {name}: {json.loads(value)}')
+
 
 if __name__ == '__main__':
-    auto_cli(export_backbone, as_positional=True)
+    auto_cli(export, as_positional=True)

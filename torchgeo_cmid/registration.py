@@ -7,16 +7,18 @@ TorchGeo's command line finds a task or a data module by its class name, among t
 subclasses of ``BaseTask`` and ``BaseDataModule`` that have been imported: there it is
 enough to import ours. Models and weights go into the tables of TorchGeo, timm and smp,
 and functions that refuse them, or must know of pixels, are wrapped: five of TorchGeo,
-one of kornia.
+two of Lightning, one of kornia.
 """
 
 import difflib
 import functools
+import os
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lightning.pytorch.cli import LightningCLI
     from torch import Tensor, nn
     from torchgeo.tasks import BaseTask
     from torchvision.models._api import WeightsEnum
@@ -65,14 +67,18 @@ def _register_models() -> None:
 
 def _register_tasks() -> None:
     """Let the command line find our tasks, and stock tasks load our weights."""
+    from lightning.pytorch.cli import LightningCLI
     from torchgeo.tasks import BaseTask, utils
 
     from . import tasks  # noqa: F401
 
     _wrap(_load_state_dict, utils)
     _wrap(_extract_backbone, utils)
-    _wrap(_configure_callbacks, BaseTask)
-    _wrap(_on_load_checkpoint, BaseTask)
+    for wrapper in (_configure_callbacks, _on_load_checkpoint, _on_save_checkpoint):
+        _wrap(wrapper, BaseTask)
+        _wrap_in_subclasses(wrapper, BaseTask)
+    _wrap(_parse_arguments, LightningCLI, name='parse_arguments')
+    _wrap(_parse_ckpt_path, LightningCLI, name='_parse_ckpt_path')
 
 
 # The modules of TorchGeo that get something from us -> what brings it.
@@ -103,6 +109,27 @@ def _wrap(wrapper: Callable[..., Any], *modules: Any, name: str = '') -> None:
     wrapped.wrapped_by_torchgeo_cmid = True  # type: ignore[attr-defined]
     for module in modules:
         setattr(module, name, wrapped)
+
+
+def _wrap_in_subclasses(wrapper: Callable[..., Any], base: type[Any]) -> None:
+    """Wrap a method in the classes that override it, without a call of the base's.
+
+    Args:
+        wrapper: Takes the method and then its arguments, and may be called twice.
+        base: The class whose subclasses are meant, those that come as well.
+    """
+    name = wrapper.__name__.removeprefix('_')
+    before = vars(base).get('__init_subclass__')
+
+    def wrap(cls: type[Any], /, **kwargs: Any) -> None:
+        if before is None:
+            super(base, cls).__init_subclass__(**kwargs)
+        else:
+            before.__func__(cls, **kwargs)
+        if name in vars(cls):
+            _wrap(wrapper, cls)
+
+    base.__init_subclass__ = classmethod(wrap)  # type: ignore[assignment]
 
 
 def _augment_video(
@@ -159,40 +186,106 @@ def _load_state_dict(
         follow_pixels(model, state_dict)
         return head, []
     stem = f'{_get_input_layer_name_and_module(model)[0]}.weight'
+    if isinstance(state_dict, BackboneState) and stem in state_dict:
+        # TorchGeo looks for a classifier where ResNets have it
+        head = load_strictly(model, state_dict, f'weights of {type(model).__name__}')
+        if state_dict.pixels is not None:
+            note_pixels(model, state_dict.pixels)
+        return head, []
     if stem not in state_dict:
         raise ValueError(
             f'the weights have no tensor {stem}: they belong to another backbone than '
             f'{type(model).__name__}; theirs begin with {", ".join([*state_dict][:3])}'
         )
-    loaded = original(model, state_dict)
-    if isinstance(state_dict, BackboneState) and state_dict.pixels is not None:
-        note_pixels(model, state_dict.pixels)
-    return loaded
+    return original(model, state_dict)
 
 
 def _extract_backbone(
     original: Callable[[str], tuple[str, dict[str, 'Tensor']]], path: str
 ) -> tuple[str, dict[str, 'Tensor']]:
     """Read files that TorchGeo has no layout for: of ours, and the published ones."""
-    from .models.loading import extract_backbone, is_ours
+    from .callbacks.pixel_contract import find_fine_tuned
+    from .models.loading import BackboneState, extract_backbone, is_ours
     from .models.reading import read_metadata, read_weights
 
     checkpoint = read_weights(path)
     if not is_ours(checkpoint) and 'hyper_parameters' in checkpoint:
-        return original(path)
+        name, tensors = original(path)
+        fine_tuned = find_fine_tuned(checkpoint)
+        if fine_tuned is not None:
+            known = BackboneState(tensors)
+            known.pixels, known.model = fine_tuned.pixels, fine_tuned.model
+            tensors = known
+        return name, tensors
     state = extract_backbone(checkpoint, path, metadata=read_metadata(path))
     return state.model or '', state
 
 
 def _configure_callbacks(original: Callable[..., Any], self: 'BaseTask') -> Any:
     """Bring images to the pixels that the weights of any task were trained on."""
+    from lightning.pytorch import Callback
+
     from .callbacks import PixelContract
 
     callbacks = original(self)
+    callbacks = [callbacks] if isinstance(callbacks, Callback) else [*callbacks]
     there = [*callbacks, *self.trainer.callbacks]  # type: ignore[attr-defined]
     if any(isinstance(callback, PixelContract) for callback in there):
         return callbacks
     return [*callbacks, PixelContract()]
+
+
+def _on_save_checkpoint(
+    original: Callable[..., None], self: 'BaseTask', checkpoint: dict[str, Any]
+) -> None:
+    """Keep what is done to images, in checkpoints of weights alone as well."""
+    from .callbacks.pixel_contract import save_decisions
+
+    original(self, checkpoint)
+    save_decisions(self, checkpoint)
+
+
+def _parse_arguments(
+    original: Callable[..., None], self: 'LightningCLI', parser: Any, args: Any
+) -> None:
+    """Keep what was given, to tell it from what are defaults."""
+    self.given_to_torchgeo_cmid = args  # type: ignore[attr-defined]
+    original(self, parser, args)
+
+
+def _parse_ckpt_path(original: Callable[..., None], self: 'LightningCLI') -> None:
+    """Take plain values from a checkpoint of ours, and let what is typed win.
+
+    Lightning imports whatever class a checkpoint names, and drops what is typed.
+    """
+    from .models.loading import is_ours
+    from .models.reading import read_weights
+    from .tasks.resume import merge_arguments
+
+    command = self.config.get('subcommand')
+    path = self.config[command].get('ckpt_path') if command else None
+    if not path or not os.path.isfile(path):
+        original(self)
+        return
+    checkpoint = read_weights(path)
+    if not is_ours(checkpoint):
+        original(self)
+        return
+    args = self.given_to_torchgeo_cmid  # type: ignore[attr-defined]
+    if isinstance(args, dict) or hasattr(args, 'as_dict'):
+        given = self.parser.parse_object(args, defaults=False)
+    else:
+        given = self.parser.parse_args(args, defaults=False)
+    model = given[command].get('model') or {}
+    typed = model.get('init_args')
+    arguments = merge_arguments(
+        checkpoint, {} if typed is None else vars(typed.clone()), str(path)
+    )
+    chosen = {
+        'class_path': model.get('class_path') or 'torchgeo_cmid.tasks.cmid.cmid',
+        'init_args': arguments,
+    }
+    self.config = self.parser.parse_object({command: {'model': chosen}}, self.config)
 
 
 def _on_load_checkpoint(

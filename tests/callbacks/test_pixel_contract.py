@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder, Timer
 from torch import Tensor
 from torchgeo import datamodules
 from torchgeo.tasks import ChangeDetection, Classification, MoCo, SemanticSegmentation
@@ -300,7 +301,7 @@ class TestUnknown:
     def test_refused_arguments(self) -> None:
         with pytest.raises(ValueError, match='mean and std go together'):
             PixelContract(mean=[0.0])
-        with pytest.raises(ValueError, match='unit=-1 must be positive'):
+        with pytest.raises(ValueError, match='unit=-1 must be a number above 0'):
             PixelContract(unit=-1)
 
 
@@ -315,6 +316,7 @@ class TestRuns:
 
     def make(self, root: Path, tmp_path: Path, **kwargs: Any) -> tuple[Any, ...]:
         torch.manual_seed(0)
+        tmp_path.mkdir(exist_ok=True)
         weights = kwargs.pop('weights', str(own_checkpoint(tmp_path / 'a.ckpt', RGB)))
         task = Classification(
             model='resnet18', weights=weights, num_classes=21, **kwargs
@@ -360,6 +362,7 @@ class TestRuns:
         with caplog.at_level('INFO'):
             tester.test(fresh, loader, ckpt_path=tmp_path / 'last.ckpt')
         assert 'as when it was trained' in caplog.text
+        assert 'there is no data module' in caplog.text
         torch.testing.assert_close(fresh.eval()(x), task(x))
 
     def test_from_before_it_was_kept(
@@ -370,7 +373,9 @@ class TestRuns:
         trainer.fit(task, datamodule)
         trainer.save_checkpoint(tmp_path / 'old.ckpt')
         content = torch.load(tmp_path / 'old.ckpt', weights_only=True)
-        assert KEY not in content
+        assert content[KEY] == {}  # nothing is done
+        del content[KEY]  # as before version 0.2
+        torch.save(content, tmp_path / 'old.ckpt')
         same, _, tester = self.make(root, tmp_path)
         tester.test(same, datamodule, ckpt_path=tmp_path / 'old.ckpt')
         x = torch.rand(1, 3, 64, 64)
@@ -384,3 +389,83 @@ class TestRuns:
         assert hook.transform.is_identity
         contracts = [c for c in trainer.callbacks if isinstance(c, PixelContract)]
         assert len(contracts) == 1
+
+    def test_other_data_modules_after_it(self, root: Path, tmp_path: Path) -> None:
+        """Regression: what one module had done was undone for every later one."""
+        task, datamodule, trainer = self.make(root, tmp_path)
+        trainer.fit(task, datamodule)
+        trainer.save_checkpoint(tmp_path / 'last.ckpt')
+        loaded = Classification.load_from_checkpoint(tmp_path / 'last.ckpt')
+        mean, std = (x.view(3, 1, 1) for x in RGB.spread(3))
+        raw = 255 * torch.rand(2, 3, 8, 8, dtype=torch.float64)
+        for model in (task, loaded):
+            for stage in ('test', 'fit'):
+                other = datamodules.RESISC45DataModule()
+                trainer = SimpleNamespace(datamodule=other)  # type: ignore[assignment]
+                contract = PixelContract()
+                contract._settle(trainer, model, stage)
+                (result,) = seen(model, standardise(other, raw))
+                torch.testing.assert_close(
+                    result, (raw - mean) / std, rtol=1e-4, atol=1e-4
+                )
+
+    def test_weights_alone(self, root: Path, tmp_path: Path) -> None:
+        """Regression: such a checkpoint lost what was decided."""
+        task, datamodule, trainer = self.make(root, tmp_path)
+        trainer.fit(task, datamodule)
+        trainer.save_checkpoint(tmp_path / 'last.ckpt', weights_only=True)
+        loaded = Classification.load_from_checkpoint(tmp_path / 'last.ckpt').eval()
+        x = torch.rand(1, 3, 64, 64)
+        torch.testing.assert_close(loaded(x), task.eval()(x))
+
+    @pytest.mark.parametrize('callback', [LearningRateFinder, BatchSizeFinder])
+    def test_finders(self, callback: Any, root: Path, tmp_path: Path) -> None:
+        """Regression: what they save and restore switched the contract off."""
+        task, datamodule, trainer = self.make(root, tmp_path)
+        settings = {
+            LearningRateFinder: {'num_training_steps': 2, 'update_attr': False},
+            BatchSizeFinder: {'max_trials': 1, 'steps_per_trial': 1},
+        }[callback]
+        trainer.callbacks.append(callback(**settings))
+        trainer.fit(task, datamodule)
+        (hook,) = find_normalizations(task).values()
+        assert hook.transform.fulfils
+        assert not hook.transform.is_identity
+
+    def test_fine_tuned_weights(self, root: Path, tmp_path: Path) -> None:
+        """Regression: a task that starts from a fine-tuned one lost the pixels."""
+        task, datamodule, trainer = self.make(root, tmp_path)
+        trainer.fit(task, datamodule)
+        trainer.save_checkpoint(tmp_path / 'last.ckpt')
+        again, datamodule, trainer = self.make(
+            root, tmp_path / 'again', weights=str(tmp_path / 'last.ckpt')
+        )
+        trainer.fit(again, datamodule)
+        (hook,) = find_normalizations(again).values()
+        assert hook.trained_on is not None
+        assert hook.trained_on.mean == pytest.approx(RGB.mean)
+        assert not hook.transform.is_identity
+
+    def test_overridden_hooks(self, root: Path, tmp_path: Path) -> None:
+        """Regression: Lightning calls these without the base's."""
+
+        class Own(Classification):
+            def configure_callbacks(self) -> Any:
+                return Timer()
+
+            def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+                checkpoint['mine'] = 1
+
+            def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+                assert checkpoint['mine'] == 1
+
+        weights = str(own_checkpoint(tmp_path / 'a.ckpt', RGB))
+        _, datamodule, trainer = self.make(root, tmp_path)
+        task = Own(model='resnet18', weights=weights, num_classes=21)
+        trainer.fit(task, datamodule)
+        trainer.save_checkpoint(tmp_path / 'last.ckpt')
+        loaded = Own.load_from_checkpoint(tmp_path / 'last.ckpt').eval()
+        (hook,) = find_normalizations(loaded).values()
+        assert hook.transform.fulfils
+        x = torch.rand(1, 3, 64, 64)
+        torch.testing.assert_close(loaded(x), task.eval()(x))

@@ -114,6 +114,14 @@ def test_refused(stages: dict[str, Any], message: str) -> None:
         read_applied(datamodule, 'fit')
 
 
+def test_of_all_bands_or_of_each() -> None:
+    """Regression: train and val were said to differ."""
+    datamodule = UCMercedDataModule()
+    each = torch.zeros(3), torch.full((3,), 255.0)
+    datamodule.train_aug = nn.Sequential(K.Normalize(*each))
+    assert read_applied(datamodule, 'fit').unit == 255
+
+
 def test_undone_again() -> None:
     datamodule = UCMercedDataModule()
     mean, std = torch.tensor([2.0]), torch.tensor([4.0])
@@ -127,8 +135,30 @@ def test_users_own() -> None:
         def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
             return batch
 
+    class Before(EuroSATDataModule):
+        def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+            return batch
+
     class Inherits(EuroSATDataModule):
         pass
+
+    class Scaled(K.Normalize):
+        """May do anything."""
+
+    changed = EuroSATDataModule(transforms=lambda sample: sample)
+    with pytest.raises(UnknownPixelsError, match='has transforms of the user'):
+        read_applied(changed, 'fit')
+    with pytest.raises(UnknownPixelsError, match='Before changes batches by code'):
+        read_applied(Before(), 'fit')
+    own = UCMercedDataModule()
+    own.aug = nn.Sequential(Scaled(0.0, 255.0))
+    with pytest.raises(UnknownPixelsError, match='what Scaled does'):
+        read_applied(own, 'fit')
+    own.aug = K.AugmentationSequential(
+        K.Normalize(0.0, 1.0), K.Normalize(0.0, 255.0), random_apply=1
+    )
+    with pytest.raises(UnknownPixelsError, match='by chance'):
+        read_applied(own, 'fit')
 
     with pytest.raises(UnknownPixelsError, match='Own changes batches by code'):
         read_applied(Own(EuroSAT), 'fit')

@@ -54,8 +54,10 @@ class TestPixels:
         [
             (((1.0,), (1.0, 2.0)), 'one value for each band'),
             (((1.0,), (1.0,), None, ('a', 'b')), 'one value for each band'),
-            (((1.0,), (0.0,)), 'no value may be 0'),
-            (((1.0,), (1.0,), -1.0), 'unit=-1.0 must be positive'),
+            (((1.0,), (0.0,)), 'no std 0'),
+            (((float('nan'),), (1.0,)), 'must be finite'),
+            (((1.0,), (1.0,), -1.0), 'unit=-1.0 must be a number above 0'),
+            (((1.0,), (1.0,), 'DN'), 'unit=DN must be a number above 0'),
         ],
     )
     def test_refused(self, arguments: Any, message: str) -> None:
@@ -83,6 +85,12 @@ class TestPixels:
         mean, std = OWN.spread(4)
         assert mean.tolist() == [100, 50, 100, 50]
         assert std.tolist() == [20, 10, 20, 10]
+
+    def test_other_bands_are_not_made_up(self) -> None:
+        """Regression: the first statistics went to red, green and blue, or a third."""
+        for bands in (3, 12, 14):
+            with pytest.raises(ValueError, match='pixels of 13 bands, but the model'):
+                Pixels((1.0,) * 13, (1.0,) * 13).spread(bands)
 
     def test_found_in_files(self) -> None:
         assert find_pixels({'pixels': OWN.to_state()}, {}) == OWN
@@ -167,6 +175,11 @@ class TestFromStandardised:
         assert not from_standardised(
             PUBLISHED, 3, Applied((0.0,), (255.0,), 255.0, 'UCMerced')
         ).is_identity
+
+    def test_bands_in_another_order(self) -> None:
+        applied = Applied(OWN.mean, OWN.std, 255.0, 'A', ('green', 'red'))
+        with pytest.raises(ValueError, match=r"A gives .*'green', 'red'.* trained on"):
+            from_standardised(OWN, 2, applied)
 
     def test_wrong_number_of_bands(self) -> None:
         with pytest.raises(ValueError, match='A gives 3 bands: in_channels=2'):

@@ -448,6 +448,7 @@ class TestGivenOptimizer:
             accelerator='cpu',
             max_epochs=2,
             logger=False,
+            default_root_dir=scenes.parent,
             enable_checkpointing=False,
             enable_progress_bar=False,
             limit_val_batches=0,

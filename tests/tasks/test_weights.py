@@ -11,6 +11,7 @@ import timm
 import torch
 from torch import Tensor, nn
 from torchgeo.models import ResNet18_Weights, ResNet50_Weights, Swin_V2_T_Weights
+from torchgeo.tasks import Classification
 from torchvision.models._api import WeightsEnum
 
 from tests.published import make_backbone, make_full_state
@@ -203,3 +204,23 @@ def test_resuming_compiled_or_not(before: bool, after: bool) -> None:
     second.load_state_dict(checkpoint['state_dict'])
     values = zip(first.state_dict().values(), second.state_dict().values(), strict=True)
     assert all(torch.equal(one, other) for one, other in values)
+
+
+@pytest.mark.parametrize(
+    'model', ['test_vit', 'test_convnext', 'swin_tiny_patch4_window7_224']
+)
+def test_families_in_stock_classification(model: str, tmp_path: Path) -> None:
+    """Regression: TorchGeo looks for a classifier where ResNets have it."""
+    size = 224 if 'swin' in model else 64
+    source = small(model, size=size)
+    content = {
+        'state_dict': source.state_dict(),
+        'hyper_parameters': {'model': model, 'in_channels': 3, 'size': size},
+    }
+    torch.save(content, tmp_path / 'run.ckpt')
+    task = Classification(
+        model=model, weights=str(tmp_path / 'run.ckpt'), num_classes=3
+    )
+    state = task.model.state_dict()
+    for name, tensor in source.student.backbone.state_dict().items():
+        assert torch.equal(state[name], tensor), name

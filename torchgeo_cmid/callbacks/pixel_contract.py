@@ -15,19 +15,21 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
 from ..datamodules.applied import Applied, UnknownPixelsError, read_applied
-from ..models.loading import BackboneState, read_backbone
+from ..models.loading import BackboneState, extract_backbone, is_ours
 from ..models.normalization import (
     PUBLISHED,
     InputNormalization,
     InputTransform,
     Pixels,
     attach,
+    check_unit,
     find_normalizations,
     from_standardised,
     from_unit,
     leave_images,
 )
 from ..models.published import PublishedWeights
+from ..models.reading import read_metadata, read_weights
 
 #: Where a checkpoint keeps what was decided.
 KEY = 'torchgeo_cmid_pixels'
@@ -35,9 +37,9 @@ KEY = 'torchgeo_cmid_pixels'
 #: Ways out of an error, for the command line and for Python.
 REQUIRED = (
     'add the callback torchgeo_cmid.callbacks.PixelContract with what is true of the '
-    'images: unit (255 for 8-bit images, 10000 for reflectance times 10,000) of raw '
-    'numbers, with mean and std if they have been standardised; or normalize: false '
-    'for images that are as the weights want them'
+    'images. Raw numbers: normalize=True and unit (255 for 8-bit images, 10000 for '
+    'reflectance times 10,000). Standardised: mean, std and unit of the raw numbers. '
+    'As the weights want them: normalize=False'
 )
 
 
@@ -73,13 +75,18 @@ class PixelContract(Callback):
             std: Standard deviation by which was divided, together with *mean*.
 
         Raises:
-            ValueError: If only one of *mean* and *std* is given, or *unit* is not
-                positive.
+            ValueError: If only one of *mean* and *std* is given, or a value is out of
+                its range.
         """
         if (mean is None) != (std is None):
             raise ValueError('mean and std go together: give both or neither')
-        if unit is not None and not unit > 0:
-            raise ValueError(f'unit={unit} must be positive')
+        if mean is not None and std is not None:
+            Pixels(tuple(mean), tuple(std))  # refuses what is no mean and std
+            if min(std) < 0:
+                raise ValueError(f'std={list(std)}: every value must be positive')
+        check_unit(unit)
+        if not isinstance(normalize, bool | None):
+            raise ValueError(f'normalize={normalize!r} must be True, False or None')
         self.normalize = normalize
         self.unit = unit
         self.mean = mean
@@ -133,25 +140,8 @@ class PixelContract(Callback):
         """
         self._settle(trainer, pl_module, 'predict')
 
-    def on_save_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Keep what was decided.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The task.
-            checkpoint: The checkpoint.
-        """
-        found = find_normalizations(pl_module)
-        if found:
-            checkpoint[KEY] = {
-                name: asdict(hook.transform) | {'pixels': hook.pixels.to_state()}
-                for name, hook in found.items()
-            }
-
     def _settle(self, trainer: Trainer, task: LightningModule, stage: str) -> None:
-        """Decide what is done to images, unless that has been done."""
+        """Decide what is done to images, once in a run."""
         if self._done:
             return
         self._done = True
@@ -160,21 +150,19 @@ class PixelContract(Callback):
         if not found and not legacy:
             found = _attach_by_weights(task)
         for name, hook in found.items():
-            if hook.normalize is not None:  # an argument of the model has decided
-                reason = hook.transform.reason
-            elif hook.kept and self.normalize is None:
-                reason = f'as when it was trained: {hook.transform.reason}'
+            if legacy and not hook.kept:
+                hook.take_pixels(PUBLISHED)
+            if hook.normalize is None:  # else an argument of the model has decided
+                reason, seen = self._decide(trainer, hook, stage)
+                if stage == 'fit':
+                    hook.keep(seen)
             else:
-                if legacy:
-                    hook.take_pixels(PUBLISHED)
-                transform = self._decide(trainer, hook, stage)
-                hook.decide(transform, keep=stage == 'fit')
                 reason = hook.transform.reason
-                if legacy:
-                    reason += (
-                        '; the checkpoint is from before version 0.2 and does not say '
-                        'what was done: PixelContract(normalize=True or False) does'
-                    )
+            if legacy:
+                reason += (
+                    '; the checkpoint does not say what was done, as those of before '
+                    'version 0.2: PixelContract(normalize=True or False) does'
+                )
             rank_zero_info(f'pixels of {hook.name} ({name}): {reason}')
 
     def read(self, trainer: Trainer, stage: str) -> Applied:
@@ -197,21 +185,38 @@ class PixelContract(Callback):
 
     def _decide(
         self, trainer: Trainer, hook: InputNormalization, stage: str
-    ) -> InputTransform:
-        """Find out what has been done to the images, and what is left to do."""
+    ) -> tuple[str, Pixels | None]:
+        """Find out what has been done to the images, and do what is left.
+
+        What the model was trained on, if it was, takes the place of what its weights
+        were. Returned are the reason, and the pixels that it sees.
+        """
+        channels = hook.in_channels
         if self.normalize is False:
-            return leave_images(hook.in_channels, 'taken as they are (normalize=False)')
+            reason = 'taken as they are (normalize=False)'
+            hook.decide(leave_images(channels, reason))
+            return reason, None
         if self.normalize:
             unit = None if hook.pixels.unit is None else self.unit or 1.0
-            return from_unit(hook.pixels, hook.in_channels, unit)
+            hook.decide(from_unit(hook.pixels, channels, unit))
+            return hook.transform.reason, hook.pixels
         try:
             applied = self.read(trainer, stage)
         except UnknownPixelsError as error:
+            if hook.kept:
+                reason = f'as when it was trained: {hook.transform.reason} ({error})'
+                return reason, hook.trained_on
             raise ValueError(
                 f'{hook.name} has to know what has been done to the images, but '
                 f'{error}: {REQUIRED}'
             ) from error
-        return from_standardised(hook.pixels, hook.in_channels, applied)
+        if hook.kept and hook.trained_on is None:
+            return f'as when it was trained: {hook.transform.reason}', None
+        pixels = _goal(hook)
+        transform = from_standardised(pixels, channels, applied)
+        hook.decide(transform)
+        seen = pixels if transform.fulfils else Pixels.of_images(applied, channels)
+        return transform.reason, seen
 
 
 def see_pixels(
@@ -238,12 +243,38 @@ def see_pixels(
     except UnknownPixelsError as error:
         reason = f'not known, {error}'
     if hook is not None and hook.transform.fulfils:
-        unit = hook.pixels.unit or (None if pixels is None else pixels.unit)
-        return replace(hook.pixels, unit=unit), 'as the backbone knows them'
+        goal = _goal(hook)
+        unit = goal.unit or (None if pixels is None else pixels.unit)
+        return replace(goal, unit=unit), 'as the backbone knows them'
     if pixels is not None:
         unit_text = 'unknown' if pixels.unit is None else f'{pixels.unit:g}'
         reason += f', (raw - mean) / std, unit {unit_text}'
     return pixels, reason
+
+
+def _goal(hook: InputNormalization) -> Pixels:
+    """The pixels that a model was trained on last: its weights, or the model itself."""
+    return (hook.trained_on if hook.kept else None) or hook.pixels
+
+
+def save_decisions(task: nn.Module, checkpoint: dict[str, Any]) -> None:
+    """Put into a checkpoint what is done to images.
+
+    Args:
+        task: The task that is saved.
+        checkpoint: The checkpoint.
+    """
+    if hasattr(task, 'student') or getattr(task, '_fine_tuned_before', False):
+        return  # ours keep the pixels themselves
+    checkpoint[KEY] = {
+        name: asdict(hook.transform)
+        | {
+            'pixels': hook.pixels.to_state(),
+            'trained_on': hook.trained_on and hook.trained_on.to_state(),
+        }
+        for name, hook in find_normalizations(task).items()
+        if hook.kept
+    }
 
 
 def restore_decisions(task: nn.Module, checkpoint: Mapping[str, Any]) -> None:
@@ -253,21 +284,54 @@ def restore_decisions(task: nn.Module, checkpoint: Mapping[str, Any]) -> None:
         task: The task that the checkpoint is loaded into.
         checkpoint: The checkpoint.
     """
-    saved = checkpoint.get(KEY)
-    if saved is None:
-        task._fine_tuned_before = True  # type: ignore[assignment]
+    if hasattr(task, 'student'):
         return
+    saved = checkpoint.get(KEY)
+    task._fine_tuned_before = saved is None  # type: ignore[assignment]
     hooks = find_normalizations(task)
-    for name, content in saved.items():
+    for name, content in (saved or {}).items():
         transform = InputTransform(
-            tuple(content['scale']), tuple(content['offset']), str(content['reason'])
+            tuple(content['scale']),
+            tuple(content['offset']),
+            str(content['reason']),
+            bool(content['fulfils']),
         )
+        pixels = Pixels.from_state(content['pixels'])
         hook = hooks.get(name)
         if hook is None:
-            pixels = Pixels.from_state(content['pixels'])
             hook = InputNormalization(type(task).__name__, len(transform.scale), pixels)
             attach(task, name, hook)
-        hook.decide(transform, keep=True)
+        hook.take_pixels(pixels)
+        hook.decide(transform)
+        trained_on = content['trained_on']
+        hook.keep(None if trained_on is None else Pixels.from_state(trained_on))
+
+
+def find_fine_tuned(content: Mapping[str, Any]) -> BackboneState | None:
+    """Find what a backbone knows of its pixels in a checkpoint of a fine-tuned task.
+
+    Args:
+        content: The checkpoint, of a task of TorchGeo.
+
+    Returns:
+        Its tensors by timm's names and the pixels that it was trained on last; None if
+        the checkpoint does not tell.
+    """
+    for name, saved in content.get(KEY, {}).items():
+        home, _, stem = name.rpartition('.')
+        tensors = {
+            key.removeprefix(f'{home}.'): value
+            for key, value in content['state_dict'].items()
+            if key.startswith(f'{home}.')
+        }
+        state = BackboneState(tensors)
+        known = saved['trained_on'] or saved['pixels']
+        state.pixels = Pixels.from_state(known)
+        arguments = content.get('hyper_parameters', {})
+        state.model = arguments.get('backbone') or arguments.get('model')
+        state.stem = f'{stem}.proj' if f'{stem}.proj.weight' in tensors else stem
+        return state
+    return None
 
 
 def _attach_by_weights(task: LightningModule) -> dict[str, InputNormalization]:
@@ -326,15 +390,20 @@ def _find_state(weights: Any) -> BackboneState | None:
 
 
 def _read_ours(path: str) -> BackboneState | None:
-    """Read a file of ours; one of TorchGeo's tells nothing of pixels."""
+    """Read a file of ours, or of a task that was fine-tuned with pixels known."""
+    content = read_weights(path)
+    if isinstance(content, Mapping) and KEY in content and not is_ours(content):
+        return find_fine_tuned(content)
     try:
-        return read_backbone(path)
-    except ValueError:
+        return extract_backbone(content, path, metadata=read_metadata(path))
+    except ValueError:  # TorchGeo has layouts of its own
         return None
 
 
 def _find_stem(state: BackboneState) -> str:
     """Name the first convolution of a backbone."""
+    if state.stem is not None:
+        return state.stem
     config = None
     if state.model is not None and timm.is_model(state.model):
         config = timm.get_pretrained_cfg(state.model)

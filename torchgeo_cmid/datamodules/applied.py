@@ -9,23 +9,26 @@ from typing import Any
 
 import kornia.augmentation as K
 import torch
-from kornia.augmentation.base import _BasicAugmentationBase
-from kornia.augmentation.container.base import ImageSequentialBase
 from torch import Tensor, nn
 from torchgeo.datamodules import BaseDataModule
 
 #: The raw number that stands for 1 in what TorchGeo's data modules read, where the
-#: number they divide by does not tell: most leave it at the 255 of 8-bit images.
-UNITS = {
+#: number they divide by does not tell: most leave it at the 255 of 8-bit images. None
+#: where they do so with something else of which it is not known.
+UNITS: dict[str, float | None] = {
+    'AgriFieldNetDataModule': None,
     'BigEarthNetDataModule': 10_000.0,
     'CaBuArDataModule': 10_000.0,
     'ChaBuDDataModule': 10_000.0,
     'CloudCoverDetectionDataModule': 10_000.0,
+    'DigitalTyphoonDataModule': 1.0,
     'EuroSATDataModule': 10_000.0,
     'EuroSATSpatialDataModule': 10_000.0,
     'EuroSAT100DataModule': 10_000.0,
     'FieldsOfTheWorldDataModule': 10_000.0,
     'HySpecNet11kDataModule': 10_000.0,
+    'IOBenchDataModule': None,
+    'L8BiomeDataModule': None,
     'OSCDDataModule': 10_000.0,
     'OSCD100DataModule': 10_000.0,
     'PASTISDataModule': 10_000.0,
@@ -39,6 +42,9 @@ UNITS = {
     'Sentinel2SouthAmericaSoybeanDataModule': 10_000.0,
     'So2SatDataModule': 1.0,
     'SolarPlantsBrazilDataModule': 10_000.0,
+    'SouthAfricaCropTypeDataModule': None,
+    'SpaceNet6DataModule': None,
+    'SustainBenchCropYieldDataModule': None,
 }
 
 #: Data modules of TorchGeo that change nothing but masks on their own.
@@ -47,6 +53,13 @@ CHANGE_MASKS_ALONE = {
     'ETCI2021DataModule',
     'SEN12MSDataModule',
     'SpaceNetBaseDataModule',
+}
+
+#: Where a data module may change a batch.
+HOOKS = {
+    'on_before_batch_transfer',
+    'transfer_batch_to_device',
+    'on_after_batch_transfer',
 }
 
 #: The parts of a data set that a run reads, by what the trainer is asked to do.
@@ -104,12 +117,14 @@ def read_applied(datamodule: Any, stage: str, unit: float | None = None) -> Appl
     own = _find_override(type(datamodule))
     if own is not None:
         raise UnknownPixelsError(f'{own} changes batches by code of its own')
+    if datamodule.kwargs.get('transforms') is not None:
+        raise UnknownPixelsError(f'{name} has transforms of the user')
     found = {}
     for split in SPLITS[stage]:
         augmentation = getattr(datamodule, f'{split}_aug') or datamodule.aug
         found[split] = _compose(augmentation, f'{name}, {split}')
     first, *others = found.values()
-    if any(other != first for other in others):
+    if any(not _same(other, first) for other in others):
         raise UnknownPixelsError(f'{name} standardises {" and ".join(found)} apart')
     mean, std = first
     unit = unit or _find_unit(datamodule, std)
@@ -122,17 +137,26 @@ def read_applied(datamodule: Any, stage: str, unit: float | None = None) -> Appl
 
 
 def _find_override(datamodule: type[Any]) -> str | None:
-    """Name the class that changes batches otherwise than TorchGeo's base does."""
+    """Name the class that changes batches otherwise than TorchGeo's bases do."""
     for kind in datamodule.__mro__:
-        if 'on_after_batch_transfer' in vars(kind):
-            if kind is BaseDataModule:
-                return None
-            if kind.__name__ in CHANGE_MASKS_ALONE and kind.__module__.startswith(
-                'torchgeo.'
-            ):
-                continue
+        if kind.__module__ == BaseDataModule.__module__:
+            return None  # TorchGeo's bases
+        stock = kind.__module__.startswith('torchgeo.')
+        if HOOKS & vars(kind).keys() and not (
+            stock and kind.__name__ in CHANGE_MASKS_ALONE
+        ):
             return kind.__name__
     return None
+
+
+def _same(
+    one: tuple[tuple[float, ...], ...], other: tuple[tuple[float, ...], ...]
+) -> bool:
+    """Compare mean and std, of all bands or of each."""
+    pairs = zip(one, other, strict=True)
+    return all(
+        len({*a, *b}) == 1 if 1 in (len(a), len(b)) else a == b for a, b in pairs
+    )
 
 
 def _compose(
@@ -145,14 +169,17 @@ def _compose(
     if not isinstance(augmentation, nn.Module):
         raise UnknownPixelsError(f'{source}: {augmentation!r:.60} is no module')
     mean, std = torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
+    module: Any
     for module in augmentation.modules():
-        if isinstance(module, K.Normalize):
+        if getattr(module, 'random_apply', False):
+            raise UnknownPixelsError(f'{source}: applies a part of it, by chance')
+        if type(module) is K.Normalize:
             if module.p != 1:
                 raise UnknownPixelsError(f'{source}: normalises some images only')
             # ((raw - mean) / std - m) / s = (raw - (mean + std m)) / (std s)
             m, s = (_flat(module.flags[key]) for key in ('mean', 'std'))
             mean, std = mean + std * m, std * s
-        elif isinstance(module, K.Denormalize):
+        elif type(module) is K.Denormalize:
             m, s = (_flat(module.flags[key]) for key in ('mean', 'std'))
             mean, std = mean - std * m / s, std / s
         elif not _is_known(module):
@@ -169,13 +196,13 @@ def _flat(values: Tensor | Sequence[float] | float) -> Tensor:
 
 
 def _is_known(module: nn.Module) -> bool:
-    """Tell whether a module is an augmentation, which leaves the unit as it is."""
-    if isinstance(module, _BasicAugmentationBase | ImageSequentialBase):
+    """Tell whether a module is an augmentation, which leaves the unit as it is.
+
+    One of the user's own may do anything, whatever it inherits from.
+    """
+    if type(module) in (nn.Sequential, nn.ModuleList, nn.Identity):
         return True
-    containers = (nn.Sequential, nn.ModuleList, nn.Identity)
-    return isinstance(module, containers) or type(module).__module__.startswith(
-        ('torchgeo.transforms', 'kornia.augmentation')
-    )
+    return type(module).__module__.startswith(('torchgeo.transforms', 'kornia.'))
 
 
 def _find_unit(datamodule: BaseDataModule, std: tuple[float, ...]) -> float | None:

@@ -22,7 +22,7 @@ from .loading import (
     is_ours,
     is_published,
 )
-from .normalization import Pixels
+from .normalization import Pixels, check_unit
 from .published import WEIGHTS
 from .reading import read_metadata, read_weights
 
@@ -69,7 +69,7 @@ def export_backbone(
         FileExistsError: If *output* exists.
         ValueError: If *checkpoint* holds no such backbone, if it does not tell which
             model it is, if *output* is named otherwise, or if *bands*, *mean* or *std*
-            do not fit the number of bands.
+            do not fit the number of bands, or *std* or *unit* is not positive.
     """
     path = Path(output)
     if path.suffix != '.safetensors':
@@ -94,6 +94,11 @@ def export_backbone(
             )
     if ('mean' in facts) != ('std' in facts):
         raise ValueError('mean and std go together: give both or neither')
+    check_unit(facts.get('unit'))
+    if 'mean' in facts:
+        Pixels.from_state(facts)  # refuses what is no mean and std
+        if min(facts['std']) < 0 and std is not None:
+            raise ValueError(f'std={facts["std"]}: every value must be positive')
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f'{path.name}.part')
     try:

@@ -35,10 +35,12 @@ class BackboneState(dict[str, Tensor]):
     Attributes:
         pixels: The pixels. None: unknown.
         model: timm's name of the model. None: unknown.
+        stem: Name of the first convolution. None: as of timm's model.
     """
 
     pixels: Pixels | None = None
     model: str | None = None
+    stem: str | None = None
 
     @property
     def children(self) -> set[str]:

@@ -11,6 +11,7 @@ two is made up in front of the stem. Nothing is guessed from values.
 
 import json
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol, Self
@@ -84,10 +85,12 @@ class Pixels:
                 f'bands={self.bands}, mean={self.mean} and std={self.std} must have '
                 'one value for each band'
             )
-        if not all(self.std):
-            raise ValueError(f'std={self.std}: no value may be 0')
-        if self.unit is not None and not self.unit > 0:
-            raise ValueError(f'unit={self.unit} must be positive')
+        if not all(map(math.isfinite, (*self.mean, *self.std))) or not all(self.std):
+            raise ValueError(
+                f'mean={self.mean} and std={self.std}: every value must be finite, and '
+                'no std 0'
+            )
+        check_unit(self.unit)
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Self:
@@ -138,6 +141,11 @@ class Pixels:
             for name, value in listed.items()
         }
 
+    @property
+    def is_rgb(self) -> bool:
+        """Whether filters and statistics may be spread over other bands."""
+        return len(self.mean) == 3
+
     def spread(self, in_channels: int) -> tuple[Tensor, Tensor]:
         """Spread mean and standard deviation over the bands of a model.
 
@@ -147,6 +155,9 @@ class Pixels:
 
         Returns:
             Mean and standard deviation in raw numbers, (C) each, double precision.
+
+        Raises:
+            ValueError: If it is not known which band is which.
         """
         known = len(self.mean)
         if in_channels == known or (known != 3 and in_channels == 2 * known):
@@ -155,10 +166,30 @@ class Pixels:
                 torch.tensor(self.mean * repeated, dtype=torch.float64),
                 torch.tensor(self.std * repeated, dtype=torch.float64),
             )
+        if not self.is_rgb:
+            raise ValueError(
+                f'the weights know the pixels of {known} bands, but the model has '
+                f'{in_channels}: choose the bands that they were trained on, in their '
+                f'order{"" if self.bands is None else f", {list(self.bands)}"}'
+            )
         return (
             expand_statistics(self.mean, in_channels),
             expand_statistics(self.std, in_channels),
         )
+
+
+def check_unit(unit: Any) -> None:
+    """Refuse what is no unit.
+
+    Args:
+        unit: The raw number that stands for 1, None for unknown.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    number = isinstance(unit, int | float) and not isinstance(unit, bool)
+    if unit is not None and not (number and math.isfinite(unit) and unit > 0):
+        raise ValueError(f'unit={unit} must be a number above 0, such as 255 or 10000')
 
 
 @dataclass(frozen=True)
@@ -262,6 +293,7 @@ def from_standardised(
         ValueError: If the number of bands fits neither.
     """
     source, unit = applied.source, applied.unit
+    _compare_bands(pixels, applied)
     done_mean = _repeat(applied.mean, in_channels, source)
     done_std = _repeat(applied.std, in_channels, source)
     own_mean, own_std = pixels.spread(in_channels)
@@ -294,6 +326,19 @@ def from_standardised(
     )
 
 
+def _compare_bands(pixels: Pixels, applied: Standardised) -> None:
+    """Refuse the bands of the weights in another order, where names tell."""
+    own, given = pixels.bands, applied.bands
+    if own is None or given is None or own == given:
+        return
+    named = all(isinstance(band, str) for band in (*own, *given))
+    if named and sorted(map(str, own)) == sorted(map(str, given)):
+        raise ValueError(
+            f'{applied.source} gives the bands {list(given)}, but the weights were '
+            f'trained on {list(own)}: name them in that order'
+        )
+
+
 def _repeat(values: Sequence[float], in_channels: int, source: str) -> Tensor:
     """Give each of the bands its value: of all, of each, or of each of one date."""
     dates = values[:in_channels], values[in_channels:]
@@ -324,6 +369,7 @@ class InputNormalization:
         normalize: What an argument says, which no run overrules.
         decided: What a run has decided.
         kept: Whether the model was trained like that.
+        trained_on: The pixels that it was trained on so. None: unknown.
         transform: What is done to images as things stand.
     """
 
@@ -350,12 +396,14 @@ class InputNormalization:
         Raises:
             ValueError: If *unit* is another number and that of *pixels* is not known.
         """
+        check_unit(unit)
         self.name = name
         self.in_channels = in_channels
         self.pixels = pixels
         self.normalize = normalize
         self.unit = unit
         self.decided: InputTransform | None = None
+        self.trained_on: Pixels | None = None
         self.kept = False
         self._checked = 0
         self._refresh()
@@ -378,16 +426,23 @@ class InputNormalization:
         self.in_channels = in_channels
         self._refresh()
 
-    def decide(self, transform: InputTransform, keep: bool = False) -> None:
+    def decide(self, transform: InputTransform) -> None:
         """Settle what is done to images from now on, unless an argument has.
 
         Args:
             transform: What is done.
-            keep: Whether the model is trained like that, so that later runs keep it.
         """
         self.decided = transform
-        self.kept = keep
         self._refresh()
+
+    def keep(self, trained_on: Pixels | None) -> None:
+        """Note that the model is trained as things stand, so that later runs keep it.
+
+        Args:
+            trained_on: The pixels that it sees so. None: unknown.
+        """
+        self.kept = True
+        self.trained_on = trained_on
 
     def _refresh(self) -> None:
         """Work out what is done to images as things stand."""

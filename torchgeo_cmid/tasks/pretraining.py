@@ -349,10 +349,7 @@ class PretrainingTask(BaseTask):
             weight_decay=self.hparams['weight_decay'],
         )
 
-        def factor(step: int) -> float:
-            return self.schedules.learning_rate(step) / self.schedules.lr
-
-        scheduler = LambdaLR(optimizer, factor)
+        scheduler = LambdaLR(optimizer, self._factor)
         return {
             'optimizer': optimizer,
             'lr_scheduler': {'scheduler': scheduler, 'interval': 'step'},
@@ -430,11 +427,29 @@ class PretrainingTask(BaseTask):
         self._settle_pixels('fit')
 
     def on_train_start(self) -> None:
-        """Go on within a step of several batches."""
+        """Go on within a step of several batches, and with the learning rate asked."""
+        for config in self.trainer.lr_scheduler_configs:
+            self._follow_lr(config.scheduler)
         for name, gradient in self._gradients.items():
             parameter = self.student.get_parameter(name)
             parameter.grad = gradient.to(parameter)
         self._gradients = {}
+
+    def _follow_lr(self, scheduler: Any) -> None:
+        """Let a learning rate that is typed win over that of a checkpoint."""
+        lr = self.schedules.lr
+        groups = scheduler.optimizer.param_groups
+        lambdas = getattr(scheduler, 'lr_lambdas', [])
+        ours = self.hparams['lr'] is not None and self._factor in lambdas
+        if ours and groups[0]['initial_lr'] != lr:
+            scheduler.base_lrs = [lr] * len(groups)
+            for group in groups:
+                group['initial_lr'] = lr
+                group['lr'] = self.schedules.learning_rate(self.trainer.global_step)
+
+    def _factor(self, step: int) -> float:
+        """Learning rate of a step as a share of that after the warm-up."""
+        return self.schedules.learning_rate(step) / self.schedules.lr
 
     def on_validation_start(self) -> None:
         """Find out what the images are, if no training has."""

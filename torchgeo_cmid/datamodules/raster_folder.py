@@ -70,6 +70,7 @@ class RasterFolderDataModule(BaseDataModule):
         date_format: str = '%Y%m%d',
         cache: str | None = None,
         unit: float | None = None,
+        drivers: list[str] | None = None,
     ) -> None:
         r"""Initialize a new RasterFolderDataModule instance.
 
@@ -88,8 +89,8 @@ class RasterFolderDataModule(BaseDataModule):
             val_split: Share of the area for validation, at least 0 and less than 1.
             split_seed: Chooses which ground is for validation. It is apart from
                 ``--seed_everything`` so that runs can be compared.
-            nodata: Fill value besides those that the files declare (``.nan`` for NaN):
-                see Scenes.
+            nodata: Fill value besides those that the files declare. NaN is no data too,
+                unless a number is given here: see Scenes.
             mean: Mean of each band, in the files' units (defaults to an estimate).
             std: Standard deviation of each band, in the files' units (defaults to an
                 estimate).
@@ -113,6 +114,8 @@ class RasterFolderDataModule(BaseDataModule):
                 files, are kept for other runs and processes: see Scenes.
             unit: The raw number that stands for 1 (255 for 8-bit images, 10000 for
                 reflectance): defaults to 255 if all files hold uint8, else unknown.
+            drivers: GDAL's drivers that may open files besides those of common formats:
+                see Scenes.
 
         Raises:
             ValueError: If only one of *mean* and *std* is given, or a size or *unit* is
@@ -133,6 +136,7 @@ class RasterFolderDataModule(BaseDataModule):
             skip_bad_files=skip_bad_files,
             date_format=date_format,
             cache=cache,
+            drivers=drivers,
         )
         if (mean is None) != (std is None):
             raise ValueError('mean and std go together: give both or neither')

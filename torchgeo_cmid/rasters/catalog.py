@@ -12,6 +12,7 @@ import shapely
 
 from .cache import BlockCache
 from .files import find_files, group_by_band
+from .opening import check_drivers
 from .records import Found, Records
 from .scene import Scene, open_scene
 from .sensor import Sensor
@@ -53,6 +54,8 @@ class Catalog:
             OSError: If a file is not a readable raster.
             ValueError: If a file cannot be used.
         """
+        if sensor.drivers is not None:
+            check_drivers(sensor.drivers)
         found: Sequence[str | dict[str, str]] = find_files(sensor.paths)
         if sensor.filename_regex is not None:
             found = group_by_band(list(map(str, found)), sensor.filename_regex)

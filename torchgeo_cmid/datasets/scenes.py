@@ -84,7 +84,10 @@ class Scenes(GeoDataset):
                 ``.*_(?P<date>\d{8})_(?P<band>B\d+)\.TIF`` for example. The group
                 ``band`` is for scenes of one file per band; ``date``, or ``start`` and
                 ``stop``, tell when a scene was taken. Files that it does not match are
-                left out; one that it matches without ``band`` holds all bands.
+                left out; one that it matches without ``band`` holds all bands. Without
+                it files of one band each are one scene if their names differ in the
+                name of a band alone (``B02``, ``SR_B4``, ``nir``) and they show the
+                same ground, unless *bands* are numbers.
             sensors: Several sensors, each with *paths*, *bands*, *nodata*, *all_bands*,
                 *filename_regex*, *date_format* and *drivers* of its own in place of
                 those here.

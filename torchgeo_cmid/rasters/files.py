@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo-cmid Contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Which files there are: folders, globs, remote paths; files of one band grouped."""
+"""Which files there are: folders, globs, remote paths."""
 
 import glob
 import os
@@ -13,7 +13,7 @@ from pathlib import Path as LocalPath
 from torchgeo.datasets.utils import Path
 from torchgeo.datasets.utils import find_files as find_vsi_files
 
-from .dates import GROUPS
+from .timeouts import time_limits
 
 #: Endings of the files that a folder is searched for, in lower case.
 EXTENSIONS = ('.tif', '.tiff')
@@ -152,66 +152,6 @@ def find_files(paths: Path | Iterable[Path]) -> list[str]:
     return sorted(files.values())
 
 
-def group_by_band(files: list[str], filename_regex: str) -> list[str | dict[str, str]]:
-    """Put the files that hold one band each of the same scene together.
-
-    The files of a scene lie in one folder and differ in the group ``band`` of their
-    names alone, as :class:`~torchgeo.datasets.RasterDataset` has it.
-
-    Args:
-        files: Files, sorted.
-        filename_regex: Verbose regular expression with a group named ``band``, or one
-            of those that tell the time of a scene. Files that it does not match are
-            left out; one that it matches without the group ``band`` holds all bands of
-            its scene.
-
-    Returns:
-        For each scene its file, or its files by band.
-
-    Raises:
-        FileNotFoundError: If it matches no file.
-        ValueError: If it is not a regular expression with one of these groups.
-    """
-    try:
-        regex = re.compile(filename_regex, re.VERBOSE)
-    except re.error as error:
-        raise ValueError(
-            f'filename_regex={filename_regex!r} is no regular expression: {error}'
-        ) from error
-    if not {'band', *GROUPS} & set(regex.groupindex):
-        raise ValueError(
-            f'filename_regex={filename_regex!r} has no group named band, date, start '
-            r'or stop; mark where it stands, for example .*_(?P<band>B\d+)\.TIF'
-        )
-
-    for one, other in (('start', 'stop'), ('stop', 'start')):
-        if one in regex.groupindex and other not in regex.groupindex:
-            raise ValueError(
-                f'filename_regex={filename_regex!r} has a group {one}, but none named '
-                f'{other}: the time of a scene needs both, or one named date'
-            )
-
-    scenes: dict[tuple[str, str], str | dict[str, str]] = {}
-    for file in files:
-        folder, _, name = file.rpartition('/')
-        match = regex.match(name)
-        if match is None:
-            continue
-        if match.groupdict().get('band') is None:
-            scenes[folder, name] = file
-            continue
-        rest = f'{name[: match.start("band")]}*{name[match.end("band") :]}'
-        bands = scenes.setdefault((folder, rest), {})
-        assert isinstance(bands, dict)  # no file name holds the key of another
-        bands[match['band']] = file
-    if not scenes:
-        raise FileNotFoundError(
-            f'filename_regex={filename_regex!r} matches none of {len(files)} files, '
-            f'for example {os.path.basename(files[0])}'
-        )
-    return list(scenes.values())
-
-
 def _find_remote(path: str) -> tuple[list[str], str]:
     """Pass a remote file on, or list a remote folder."""
     if path.startswith('/vsistdin'):
@@ -220,7 +160,8 @@ def _find_remote(path: str) -> tuple[list[str], str]:
         return [], 'write what it stands for to a file, with gdal_translate -of VRT'
     if not path.startswith('/vsi') or path.lower().endswith(EXTENSIONS):
         return [path], ''
-    found = find_vsi_files(path)
+    with time_limits():
+        found = find_vsi_files(path)
     if len(found) == 1 and found[0] == path:  # a file with another ending
         return found, ''
     found = [file for file in found if file.lower().endswith(EXTENSIONS)]

@@ -23,6 +23,7 @@ from rasterio.io import DatasetReader
 
 from .files import EXTENSIONS, SUBDATASET, check_parts, container, is_remote
 from .references import read_references
+from .timeouts import limits
 
 #: GDAL's drivers of formats that hold pixels and lead nowhere else; a VRT may where its
 #: sources are local files of these formats.
@@ -37,16 +38,6 @@ FORMATS = 'GeoTIFF, JPEG 2000, netCDF, HDF5, Zarr, PNG, JPEG, VRT of local files
 #: How GDAL opens. TorchGeo's command turns the search for side files off, as is best
 #: for tiles in the cloud; masks and places are in side files, so here it is always on.
 SETTINGS = {'GDAL_DISABLE_READDIR_ON_OPEN': 'FALSE', 'GDAL_VRT_ENABLE_PYTHON': 'NO'}
-
-#: Time limits in seconds where a server is asked, unless the environment says other.
-LIMITS = {
-    'GDAL_HTTP_CONNECTTIMEOUT': '10',
-    'GDAL_HTTP_TIMEOUT': '60',
-    'GDAL_HTTP_LOW_SPEED_TIME': '20',
-    'GDAL_HTTP_LOW_SPEED_LIMIT': '1',
-    'GDAL_HTTP_MAX_RETRY': '2',
-    'GDAL_HTTP_RETRY_DELAY': '1',
-}
 
 #: Endings of texts in which metadata of a product stands: GDAL looks for them by other
 #: names than that of the raster too.
@@ -77,8 +68,7 @@ def environment() -> rasterio.Env:
     Returns:
         The environment, a context manager.
     """
-    limits = {name: os.environ.get(name, value) for name, value in LIMITS.items()}
-    return rasterio.Env(**SETTINGS, **limits)
+    return rasterio.Env(**SETTINGS, **limits())
 
 
 def allowed_drivers(path: str, drivers: Sequence[str] = ()) -> list[str]:

@@ -161,6 +161,21 @@ class Records:
         )
         return Found(scene, record.footprint)
 
+    def knows(
+        self, files: str | dict[str, str], bands: Sequence[int | str] | None
+    ) -> bool:
+        """Tell whether a scene is known.
+
+        Args:
+            files: Its file, or its files by band.
+            bands: Bands to read.
+
+        Returns:
+            True if :meth:`find` would find it.
+        """
+        record = self._before.get(_name(files, bands))
+        return record is not None and record.seen == self._seen(files)
+
     def keep(
         self,
         files: str | dict[str, str],

@@ -5,11 +5,9 @@
 
 import json
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import geopandas
-import pyogrio  # type: ignore[import-untyped]
 import shapely
 from pyogrio.errors import DataSourceError  # type: ignore[import-untyped]
 from rasterio._err import CPLE_BaseError  # what rasterio.warp raises
@@ -19,8 +17,9 @@ from shapely.errors import ShapelyError
 from shapely.geometry import mapping, shape
 
 from .files import is_remote
-from .opening import LIMITS, look_into
+from .opening import look_into
 from .scene import EDGE_POINTS, LONLAT
+from .timeouts import time_limits
 
 #: A vector file, or the west, south, east and north of a box, or polygons.
 type Region = str | Sequence[float] | shapely.Geometry
@@ -117,23 +116,6 @@ def check_region(path: str) -> None:
     kind = text.get('type') if isinstance(text, dict) else None
     if kind not in GEOJSON:
         raise ValueError(f'{message} (its type is {kind!r:.40})')
-
-
-@contextmanager
-def time_limits() -> Iterator[None]:
-    """Have GDAL, as pyogrio has it, not wait for ever where a server is asked.
-
-    Yields:
-        Nothing.
-    """
-    before = {name: pyogrio.get_gdal_config_option(name) for name in LIMITS}
-    pyogrio.set_gdal_config_options(
-        {name: os.environ.get(name, value) for name, value in LIMITS.items()}
-    )
-    try:
-        yield
-    finally:
-        pyogrio.set_gdal_config_options(before)
 
 
 def _read_file(path: str) -> shapely.Geometry:

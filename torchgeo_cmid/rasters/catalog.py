@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import shapely
+from tqdm import tqdm
 
 from .cache import BlockCache
 from .files import find_files
@@ -71,7 +72,7 @@ class Catalog:
         if self.cache is not None:
             records = Records(self.cache, sensor, self.region)
         try:
-            for files in found:
+            for files in tqdm(found, 'Scenes', unit='scene', delay=3, leave=False):
                 path = files if isinstance(files, str) else next(iter(files.values()))
                 try:
                     if isinstance(files, str):

@@ -14,7 +14,7 @@ from .timeouts import check_pattern
 #: Names of bands as they stand between separators in names of files.
 BAND = re.compile(
     r"""(?<![A-Za-z0-9])(?P<band>
-        (?:(?:SR|ST|TOA)_)?B\d{1,2}A? |    # Sentinel-2, Landsat
+        (?-i:(?:(?:SR|ST|TOA)_)?B(?:0?[1-9]|1\d)A?) |    # Sentinel-2, Landsat
         band_?\d{1,2} |
         coastal(?:_?aerosol)? | blue | green | yellow | red | pan(?:chromatic)? |
         red_?edge_?\d? | nir(?:_?(?:08|09|[0-9]|narrow|broad))? |

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DistributedSampler, Sampler
 
 from ..datasets import Patch, PatchPair, Scenes
-from ..datasets.splits import candidates
+from ..datasets.splits import AreaSplit, candidates
 from .ground import Allowed, Ground, Integers
 from .pairs import find_other_dates
 
@@ -40,24 +40,39 @@ def everywhere(
     return np.ones(rows.shape, dtype=np.bool_)
 
 
-def with_data(dataset: Scenes, allowed: Allowed) -> Allowed:
-    """Allow only the patches that lie in the region of interest and have data enough.
+class WithData:
+    """Allows only patches that lie in the region of interest and have data enough."""
 
-    Args:
-        dataset: The scenes.
-        allowed: Tells which patches are allowed otherwise.
+    def __init__(self, dataset: Scenes, allowed: Allowed) -> None:
+        """Initialize a new WithData instance.
 
-    Returns:
-        Tells which patches may be used.
-    """
+        Args:
+            dataset: The scenes.
+            allowed: Tells which patches are allowed otherwise.
+        """
+        self.scenes, self.allowed = dataset.scenes, allowed
+        ground = allowed is everywhere or (
+            isinstance(getattr(allowed, '__self__', None), AreaSplit)
+        )
+        #: What depends on the ground alone: the same for scenes of one grid.
+        self.of_ground = allowed if ground else None
 
-    def usable(
-        scene: int, rows: Integers, cols: Integers, size: int | Integers
+    def __call__(
+        self, scene: int, rows: Integers, cols: Integers, size: int | Integers
     ) -> NDArray[np.bool_]:
-        eligible = dataset.scenes[scene].eligible(rows, cols, size)
-        return eligible & allowed(scene, rows, cols, size)
+        """Tell which patches may be used.
 
-    return usable
+        Args:
+            scene: Number of the scene.
+            rows: First rows of the patches (n,).
+            cols: First columns of the patches (n,).
+            size: Height and width of the patches in pixels, one or (n,).
+
+        Returns:
+            True for those that may (n,).
+        """
+        eligible = self.scenes[scene].eligible(rows, cols, size)
+        return eligible & self.allowed(scene, rows, cols, size)
 
 
 class RandomScenePatchSampler(DistributedSampler[Patch | PatchPair]):
@@ -109,7 +124,7 @@ class RandomScenePatchSampler(DistributedSampler[Patch | PatchPair]):
         self.num_samples = math.ceil(length / num_replicas)
         self.total_size = self.num_samples * num_replicas
         self.size = size
-        self.usable = with_data(dataset, allowed)
+        self.usable = WithData(dataset, allowed)
         #: Patches of the next epoch that are left out, having been seen before.
         self.first = 0
 
@@ -229,7 +244,7 @@ class GriddedScenePatchSampler(Sampler[Patch | PatchPair]):
                 ground.
         """
         self.size = size
-        usable = with_data(dataset, allowed)
+        usable = WithData(dataset, allowed)
         grids = [np.zeros((0, 3), dtype=np.int64)]
         for i, scene in enumerate(dataset.scenes):
             rows, cols = candidates(scene, size)

@@ -149,14 +149,33 @@ class RandomScenePatchSampler(DistributedSampler[Patch | PatchPair]):
         Raises:
             ValueError: If next to no patch may be drawn.
         """
-        choice = np.random.default_rng([self.seed, self.epoch, 1])
         first, self.first = self.first, 0
+        yield from self._addresses(self.rank, first)
+
+    def listed(self) -> list[Patch | PatchPair]:
+        """List the patches of the current epoch, of all processes.
+
+        Returns:
+            The patches, or the pairs.
+
+        Raises:
+            ValueError: If next to no patch may be drawn.
+        """
+        return list(self._addresses())
+
+    def _addresses(
+        self, own_rank: int | None = None, first: int = 0
+    ) -> Iterator[Patch | PatchPair]:
+        """Draw the patches of an epoch, those of one process or of all."""
+        choice = np.random.default_rng([self.seed, self.epoch, 1])
         position = 0
         for drawn in self._rounds([self.seed, self.epoch], self.total_size):
             turn, rank = np.divmod(position + np.arange(len(drawn)), self.num_replicas)
             position += len(drawn)
             draws = choice.random(len(drawn))
-            own = (rank == self.rank) & (turn >= first)
+            own = turn >= first
+            if own_rank is not None:
+                own &= rank == own_rank
             if self.other_dates is None:
                 yield from self._patches(drawn[own])
             else:
@@ -227,6 +246,8 @@ class GriddedScenePatchSampler(Sampler[Patch | PatchPair]):
         stride: int | None = None,
         allowed: Allowed = everywhere,
         dates: int = 1,
+        share: float = 1.0,
+        length: int | None = None,
     ) -> None:
         """Initialize a new GriddedScenePatchSampler instance.
 
@@ -238,11 +259,16 @@ class GriddedScenePatchSampler(Sampler[Patch | PatchPair]):
             dates: 1, or 2 for pairs of a patch and one of the same ground at another
                 time, always the same: see
                 :class:`~torchgeo_cmid.samplers.pairs.OtherDates`.
+            share: Share of the patches to yield, more than 0 and at most 1, at least
+                one of them: spread evenly over the scenes.
+            length: Patches to yield, at most (defaults to *share* of them).
 
         Raises:
             ValueError: If *dates* is 2 and no scenes of different times show the same
-                ground.
+                ground, or *length* is not positive.
         """
+        if length is not None and length < 1:
+            raise ValueError(f'length={length} must be at least 1')
         self.size = size
         usable = WithData(dataset, allowed)
         grids = [np.zeros((0, 3), dtype=np.int64)]
@@ -261,6 +287,11 @@ class GriddedScenePatchSampler(Sampler[Patch | PatchPair]):
             keep = usable(i, rows, cols, size)
             grids.append(np.stack([np.full(rows.shape, i), rows, cols], axis=1)[keep])
         self.patches = np.concatenate(grids)
+        total = len(self.patches)
+        number = math.ceil(total * min(share, 1)) if length is None else length
+        if number < total:
+            kept = (np.arange(number) + 0.5) * (total / number)
+            self.patches = self.patches[kept.astype(np.int64)]
         self.other_dates = None
         if dates != 1:
             self.other_dates = find_other_dates(dates, Ground(dataset, size, usable))
@@ -273,6 +304,14 @@ class GriddedScenePatchSampler(Sampler[Patch | PatchPair]):
             return
         for scene, row, col in self.patches:
             yield Patch(int(scene), int(row), int(col), self.size)
+
+    def listed(self) -> list[Patch | PatchPair]:
+        """List the patches.
+
+        Returns:
+            The patches, or the pairs.
+        """
+        return list(self)
 
     def __len__(self) -> int:
         """Return the number of patches."""

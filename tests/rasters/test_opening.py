@@ -203,6 +203,28 @@ class TestSideFiles:
             Scenes(tmp_path / 'a.tif', **arguments)[WHOLE]
         assert str(mask) in str(error.value)
 
+    @pytest.mark.parametrize('form', ['/vsizip/{0}/in/a.tif', 'zip://{0}!in/a.tif'])
+    @pytest.mark.parametrize('damage', [None, 'empty', 'size'])
+    def test_mask_in_an_archive(
+        self, environment: str, damage: str | None, form: str, tmp_path: Path
+    ) -> None:
+        mask = masked(tmp_path / 'a.tif')
+        content = (tmp_path / 'a.tif.msk').read_bytes()
+        if damage == 'size':
+            write_scene(tmp_path / 'b.tif', bands=1, size=16, dtype='uint8')
+            content = (tmp_path / 'b.tif').read_bytes()
+        with zipfile.ZipFile(tmp_path / 'a.zip', 'w') as file:
+            file.write(tmp_path / 'a.tif', 'in/a.tif')
+            file.writestr('in/a.tif.msk', b'' if damage == 'empty' else content)
+        path = form.format(tmp_path / 'a.zip')
+        if damage is None:
+            np.testing.assert_array_equal(valid(path), mask)
+        else:
+            with pytest.raises(
+                OSError, match=r'a\.zip/in/a\.tif\.msk: the mask beside'
+            ):
+                Scenes(path)
+
     def test_mask_that_is_damaged_before_a_second_start(self, tmp_path: Path) -> None:
         """What is known of a file does not keep its mask from being looked at."""
         masked(tmp_path / 'a.tif')

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
+import pyogrio  # type: ignore[import-untyped]
 import rasterio
 from rasterio.enums import MaskFlags
 from rasterio.env import ensure_env_with_credentials
@@ -23,6 +24,7 @@ from rasterio.io import DatasetReader
 
 from .files import EXTENSIONS, SUBDATASET, check_parts, container, is_remote
 from .references import read_references
+from .stamp import find_archive
 from .timeouts import limits
 
 #: GDAL's drivers of formats that hold pixels and lead nowhere else; a VRT may where its
@@ -131,6 +133,7 @@ def open_allowed(path: str, drivers: Sequence[str] = ()) -> DatasetReader:
         src.mask_flag_enums  # noqa: B018 (finds the mask now, in this environment)
     try:
         _check_metadata(src, path)
+        mask = mask or _find_in_archive(src, path)
         if mask is not None:
             _check_mask(src, path, mask)
     except BaseException:
@@ -297,7 +300,8 @@ def _check_mask(src: DatasetReader, path: str, mask: str) -> None:
     """Refuse a mask that GDAL does not use, in whole or for a band."""
     name = os.path.basename(path)
     remedy = 'write it anew, or remove it if all pixels are data'
-    check_regular(mask)
+    if not is_remote(mask):
+        check_regular(mask)
     try:
         with environment():
             file = _reader(mask, driver=['GTiff'])
@@ -312,7 +316,8 @@ def _check_mask(src: DatasetReader, path: str, mask: str) -> None:
                 f'{mask}: the mask beside {name!r} has {file.height} x {file.width} '
                 f'pixels instead of {src.height} x {src.width}; {remedy}'
             )
-        check_whole(file, mask)
+        if not is_remote(mask):
+            check_whole(file, mask)
     unused = [
         band
         for band, flags in zip(src.indexes, src.mask_flag_enums, strict=True)
@@ -323,6 +328,30 @@ def _check_mask(src: DatasetReader, path: str, mask: str) -> None:
             f'{mask}: the mask beside {name!r} says nothing of bands {unused[:20]} (it '
             f'lacks INTERNAL_MASK_FLAGS, or bands); {remedy}'
         )
+
+
+def _find_in_archive(src: DatasetReader, path: str) -> str | None:
+    """Find the mask beside a raster in a local archive, as GDAL names it."""
+    archive = find_archive(path) if is_remote(path) else None
+    if archive is None or not src.files or not is_remote(src.files[0]):
+        return None
+    seen, (name, *_) = os.stat(archive), src.files
+    names = _list_archive(os.path.dirname(name), seen.st_size, seen.st_mtime_ns)
+    wanted = f'{os.path.basename(name)}.msk'.lower()
+    for other in names:
+        if other.lower() == wanted:
+            return os.path.join(os.path.dirname(name), other)
+    return None
+
+
+@lru_cache(maxsize=256)
+def _list_archive(folder: str, size: int, changed: int) -> tuple[str, ...]:
+    """List the files of a folder in an archive that stays what it is."""
+    return tuple(
+        os.path.basename(found)
+        for found in pyogrio.vsi_listtree(folder)
+        if os.path.dirname(found) == folder
+    )
 
 
 #: Blocks whose place in a GeoTIFF is looked up, to find out whether it is whole.

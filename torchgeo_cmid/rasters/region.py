@@ -111,7 +111,7 @@ def check_region(path: str) -> None:
     )
     try:
         text = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f'{message} ({error!s:.200})') from error
     kind = text.get('type') if isinstance(text, dict) else None
     if kind not in GEOJSON:

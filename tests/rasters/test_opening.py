@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +24,8 @@ import rasterio.shutil
 from tests.data.geotiff.data import ORIGIN, write_scene
 from tests.data.hostile.data import PYTHON, vrt
 from torchgeo_cmid.datasets import Patch, Scenes
+from torchgeo_cmid.rasters import opening
+from torchgeo_cmid.rasters.timeouts import LIMITS
 
 WHOLE = Patch(0, 0, 0, 64)
 
@@ -472,6 +475,32 @@ class TestFormats:
             Scenes(tmp_path / 'a.vrt')
         image = Scenes(tmp_path / 'a.vrt', drivers=['VRT'])[WHOLE]['image']
         assert image.equal(Scenes(path, bands=[1])[WHOLE]['image'])
+
+
+class TestServers:
+    def test_that_never_answers(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Named outright it is asked, but not for ever."""
+        monkeypatch.setenv('GDAL_HTTP_LOW_SPEED_TIME', '1')
+        monkeypatch.setenv('GDAL_HTTP_TIMEOUT', '2')
+        path = write_scene(tmp_path / 'a.tif')
+        with socket.create_server(('127.0.0.1', 0), backlog=64) as server:
+            url = f'/vsicurl/http://127.0.0.1:{server.getsockname()[1]}'
+            start = time.monotonic()
+            with pytest.raises(OSError, match=r'a\.tif: not a readable raster'):
+                Scenes(f'{url}/a.tif')
+            with pytest.raises(ValueError, match=r'a\.geojson.*not a readable vector'):
+                Scenes(path, roi=f'{url}/a.geojson')
+        assert time.monotonic() - start < 60
+
+    def test_limits_by_default(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name in LIMITS:
+            monkeypatch.delenv(name, raising=False)
+        options = opening.environment().options
+        for name in LIMITS:
+            assert 0 < int(options[name]) <= 60
+        assert options['GDAL_VRT_ENABLE_PYTHON'] == 'NO'
 
 
 PROBE = """

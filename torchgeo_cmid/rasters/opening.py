@@ -347,10 +347,12 @@ def _find_in_archive(src: DatasetReader, path: str) -> str | None:
 @lru_cache(maxsize=256)
 def _list_archive(folder: str, size: int, changed: int) -> tuple[str, ...]:
     """List the files of a folder in an archive that stays what it is."""
+    try:
+        listed = pyogrio.vsi_listtree(folder)
+    except (FileNotFoundError, NotADirectoryError):  # the raster alone is in it
+        return ()
     return tuple(
-        os.path.basename(found)
-        for found in pyogrio.vsi_listtree(folder)
-        if os.path.dirname(found) == folder
+        os.path.basename(found) for found in listed if os.path.dirname(found) == folder
     )
 
 

@@ -16,9 +16,9 @@ import pyogrio  # type: ignore[import-untyped]
 LIMITS = {
     'GDAL_HTTP_CONNECTTIMEOUT': '10',
     'GDAL_HTTP_TIMEOUT': '60',
-    'GDAL_HTTP_LOW_SPEED_TIME': '20',
+    'GDAL_HTTP_LOW_SPEED_TIME': '10',
     'GDAL_HTTP_LOW_SPEED_LIMIT': '1',
-    'GDAL_HTTP_MAX_RETRY': '2',
+    'GDAL_HTTP_MAX_RETRY': '1',
     'GDAL_HTTP_RETRY_DELAY': '1',
 }
 

@@ -378,14 +378,15 @@ class TestArguments:
         path = write_scene(tmp_path / 'a.tif', dtype='float32')
         with rasterio.open(path, 'r+') as file:
             file.write(np.full((64, 64), np.nan, dtype=np.float32), 2)
-        module = data_module(path, val_split=0.0)
+        module = data_module(path, val_split=0.0, nodata=-1)
         module.setup('fit')
         with pytest.raises(ValueError, match=r'a.tif, rows .* NaN'):
             module.train_dataloader()
-        module = data_module(path, val_split=0.0, nodata=float('nan'))
-        module.setup('fit')
-        with pytest.raises(ValueError, match='no valid pixel'):
-            module.train_dataloader()
+        for nodata in (None, float('nan')):
+            module = data_module(path, val_split=0.0, nodata=nodata)
+            module.setup('fit')
+            with pytest.raises(ValueError, match='no valid pixel'):
+                module.train_dataloader()
 
     def test_those_of_the_scenes_are_attributes(self, scenes: Path) -> None:
         """Kept once: what is read and set here is what the scenes get."""
@@ -419,7 +420,7 @@ class TestArguments:
     def test_defaults_are_those_of_the_scenes(self) -> None:
         ours = inspect.signature(RasterFolderDataModule).parameters
         shared = inspect.signature(Scenes).parameters.keys() & ours.keys()
-        assert len(shared) == 11
+        assert len(shared) == 12
         for name in shared:
             expected = inspect.signature(Scenes).parameters[name].default
             assert ours[name].default == expected, name

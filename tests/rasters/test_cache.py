@@ -92,7 +92,7 @@ class TestPixels:
         path = write_scene(tmp_path / 'a.tif', size=SIZE, dtype='float32')
         with rasterio.open(path, 'r+') as file:
             image = file.read()
-            image[:, 60, 60] = np.nan
+            image[:, 60, 60] = np.inf
             file.write(image)
         dataset = Scenes(path, cache=str(tmp_path / 'cache'))
         for _ in range(2):

@@ -12,12 +12,15 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import load, load_file, save
 
 from tests.data.geotiff.data import write_scene
-from tests.rasters.cached_scenes import SIZE, assert_same, blocks
-from torchgeo_cmid.datasets import Scenes, cache
+from tests.rasters.cached_scenes import SIZE, assert_same, blocks, sidecar
+from torchgeo_cmid.datasets import Patch, Scenes, cache
 from torchgeo_cmid.rasters.cache import TAG, UNFINISHED, BlockCache
+from torchgeo_cmid.rasters.confined import ConfinedFolder
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +60,7 @@ class TestFolder:
         def fail(*args: Any, **kwargs: Any) -> None:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
-        monkeypatch.setattr(Path, 'mkdir', fail)
+        monkeypatch.setattr(os, 'makedirs', fail)
         with pytest.raises(OSError, match=r'cache=.*new.*cannot be made: Permission'):
             BlockCache(str(tmp_path / 'new'))
 
@@ -90,6 +93,136 @@ class TestFolder:
         assert new.exists()
         assert not old.exists()
 
+    @pytest.mark.parametrize(
+        'damage',
+        ['pixels', 'valid', 'shape', 'header', 'bands', 'type', 'pipe', 'link'],
+    )
+    def test_blocks_that_do_not_fit_are_decoded_anew(
+        self, damage: str, tmp_path: Path
+    ) -> None:
+        """Flips that leave the size alone, other numbers of bands, no files at all."""
+        path, folder = sidecar(tmp_path / 'data')['paths'], tmp_path / 'cache'
+        plain = Scenes(path)
+        assert_same(Scenes(path, cache=str(folder)), plain)
+        before = {block: block.read_bytes() for block in blocks(folder)}
+        assert before
+        for number, (block, content) in enumerate(before.items()):
+            start = 8 + int.from_bytes(content[:8], 'little')
+            arrays = load_file(block)
+            height, width = arrays['valid'].shape
+            changed = bytearray(content)
+            if damage == 'pixels':
+                changed[-3 if number % 2 else start + arrays['valid'].size + 40] ^= 1
+            elif damage == 'valid':
+                place = content.index(bytes(1), start)
+                changed[place] ^= 1
+            elif damage == 'shape':
+                if height == width:
+                    old = f'[3,{height},{width}]'.encode()
+                    assert old in content
+                    new = f'[6,{height},{width // 2}]'.encode()
+                    changed = bytearray(content.replace(old, new.ljust(len(old))))
+                else:
+                    changed[20] ^= 255
+            elif damage == 'header':
+                changed[12] ^= 255
+            elif damage == 'bands':
+                arrays['pixels'] = np.ascontiguousarray(arrays['pixels'][[0, 0, 1, 2]])
+                changed = bytearray(save(arrays, {'sum': cache._sum(arrays)}))
+            elif damage == 'type':
+                arrays['pixels'] = arrays['pixels'].view(np.int16)
+                changed = bytearray(save(arrays, {'sum': cache._sum(arrays)}))
+            elif damage == 'pipe':
+                block.unlink()
+                os.mkfifo(block)
+                continue
+            else:
+                (tmp_path / f'{number}').write_bytes(content)
+                block.unlink()
+                block.symlink_to(tmp_path / f'{number}')
+                continue
+            block.write_bytes(changed)
+        dataset = Scenes(path, cache=str(folder))
+        assert_same(dataset, plain)
+        assert set(blocks(folder)) == set(before)
+        for block, content in before.items():
+            assert not block.is_symlink()
+            now, then = load_file(block), load(content)
+            assert {k: v.tobytes() for k, v in now.items()} == {
+                k: v.tobytes() for k, v in then.items()
+            }
+
+    def test_blocks_that_change_while_they_are_used(self, tmp_path: Path) -> None:
+        path, folder = self.scene(tmp_path), tmp_path / 'cache'
+        dataset, plain = Scenes(path, cache=str(folder)), Scenes(path)
+        assert_same(dataset, plain)
+        for block in blocks(folder):
+            content = bytearray(block.read_bytes())
+            content[-1] ^= 255
+            block.write_bytes(content)
+        assert_same(dataset, plain)
+
+    @pytest.mark.parametrize('what', ['folder', 'above', 'blocks', 'records'])
+    def test_nothing_is_written_through_a_link(self, what: str, tmp_path: Path) -> None:
+        path, folder = self.scene(tmp_path), tmp_path / 'above' / 'cache'
+        plain = Scenes(path)
+        dataset = Scenes(path, cache=str(folder))
+        dataset[Patch(0, 0, 0, 48)]
+        elsewhere = tmp_path / 'elsewhere'
+        elsewhere.mkdir()
+        if what == 'folder':
+            folder.rename(tmp_path / 'before')
+            folder.symlink_to(elsewhere)
+        elif what == 'above':
+            folder.parent.rename(tmp_path / 'before')
+            (elsewhere / 'cache').mkdir()
+            folder.parent.symlink_to(elsewhere)
+        else:
+            for inner in folder.iterdir():
+                if inner.is_dir() and (inner.name == 'records') == (what == 'records'):
+                    inner.rename(tmp_path / inner.name)
+                    inner.symlink_to(elsewhere)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            assert_same(dataset, plain)
+            if what in ('blocks', 'records'):
+                assert_same(
+                    Scenes(path, bands=[2], cache=str(folder)), Scenes(path, [2])
+                )
+        assert [p.name for p in elsewhere.rglob('*')] == ['cache'] * (what == 'above')
+
+    def test_a_link_that_is_named_is_followed(self, tmp_path: Path) -> None:
+        (tmp_path / 'real').mkdir()
+        (tmp_path / 'link').symlink_to(tmp_path / 'real')
+        path = self.scene(tmp_path)
+        assert_same(Scenes(path, cache=str(tmp_path / 'link')), Scenes(path))
+        assert blocks(tmp_path / 'real')
+
+    def test_another_folder_takes_its_place(self, tmp_path: Path) -> None:
+        """One that holds something else is left alone."""
+        path, folder = self.scene(tmp_path), tmp_path / 'cache'
+        dataset, plain = Scenes(path, cache=str(folder)), Scenes(path)
+        folder.rename(tmp_path / 'before')
+        folder.mkdir()
+        (folder / 'mine').touch()
+        assert_same(dataset, plain)
+        assert [path.name for path in folder.iterdir()] == ['mine']
+
+    @pytest.mark.parametrize('name', [TAG, 'records'])
+    def test_pipes_and_files_in_place_of_ours(self, name: str, tmp_path: Path) -> None:
+        path, folder = self.scene(tmp_path), tmp_path / 'cache'
+        Scenes(path, cache=str(folder))
+        if name == TAG:
+            (folder / TAG).unlink()
+            os.mkfifo(folder / TAG)
+            with pytest.raises(ValueError, match='holds something else'):
+                Scenes(path, cache=str(folder))
+            return
+        for record in (folder / 'records').iterdir():
+            record.unlink()
+            os.mkfifo(record)
+        assert_same(Scenes(path, cache=str(folder)), Scenes(path))
+
 
 class TestDisk:
     def scenes(self, folder: Path) -> tuple[Scenes, Scenes]:
@@ -114,17 +247,16 @@ class TestDisk:
         if step == 'fsync':
             monkeypatch.setattr(os, 'fsync', fail)
         else:  # a device that is full, for the fourth block
-            opened = Path.open
+            opened = os.open
 
-            def full(self: Path, mode: str = 'r', *args: Any, **kwargs: Any) -> Any:
-                if self.name.startswith(UNFINISHED) and mode == 'xb':
+            def full(path: Any, flags: int, *args: Any, **kwargs: Any) -> int:
+                if str(path).startswith(UNFINISHED):
                     calls.append(0)
                     if len(calls) > 3:
-                        self.symlink_to('/dev/full')
-                        mode = 'wb'
-                return opened(self, mode, *args, **kwargs)
+                        return opened('/dev/full', os.O_WRONLY)
+                return opened(path, flags, *args, **kwargs)
 
-            monkeypatch.setattr(Path, 'open', full)
+            monkeypatch.setattr(os, 'open', full)
         with pytest.warns(UserWarning, match=r'cache=.*No space left') as caught:
             assert_same(cached, plain)
         assert sum('cache=' in str(warning.message) for warning in caught) == 1
@@ -149,10 +281,10 @@ class TestDisk:
     def test_full_from_the_start(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def fail(*args: Any) -> None:
+        def fail(*args: Any, **kwargs: Any) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-        monkeypatch.setattr(Path, 'write_bytes', fail)
+        monkeypatch.setattr(ConfinedFolder, 'write', fail)
         with pytest.warns(UserWarning, match=r'cache=.*No space left'):
             cached, plain = self.scenes(tmp_path)
         with warnings.catch_warnings():

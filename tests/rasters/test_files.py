@@ -46,11 +46,11 @@ class TestRemote:
     ) -> None:
         opened = []
 
-        def fail(name: str, **kwargs: object) -> None:
+        def fail(name: str, driver: list[str]) -> None:
             opened.append(name)
             raise rasterio.errors.RasterioIOError('no network here')
 
-        monkeypatch.setattr('torchgeo_cmid.rasters.raster.rasterio.open', fail)
+        monkeypatch.setattr('torchgeo_cmid.rasters.opening._reader', fail)
         with pytest.raises(OSError, match=f'{path}: not a readable raster.*no network'):
             Scenes(path)
         assert opened == [path]

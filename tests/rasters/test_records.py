@@ -36,9 +36,9 @@ def looked(monkeypatch: pytest.MonkeyPatch) -> Counts:
     counts: Counts = {'opened': [], 'searched': []}
     valid = Source.valid
 
-    def check(path: str) -> Any:
+    def check(path: str, *args: Any) -> Any:
         counts['opened'].append(os.path.basename(path))
-        return raster.check_raster(path)
+        return raster.check_raster(path, *args)
 
     def search(self: Source, window: Any) -> Any:
         counts['searched'].append(os.path.basename(self.path))
@@ -328,8 +328,8 @@ class TestChanges:
         path = write_scene(tmp_path / 'data' / 'a.tif', fill=0.5, nodata=0)
         check = scene.check_raster
 
-        def touch(name: str) -> Any:
-            grid = check(name)
+        def touch(name: str, *args: Any) -> Any:
+            grid = check(name, *args)
             os.utime(path, ns=(0, time.time_ns()))
             return grid
 

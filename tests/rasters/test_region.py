@@ -3,6 +3,8 @@
 
 """Patches lie in a region of interest, in any CRS."""
 
+import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +121,59 @@ class TestRegion:
         path = write_scene(tmp_path / 'a.tif')
         with pytest.raises(ValueError, match=message):
             Scenes(path, roi=roi)
+
+    @pytest.mark.parametrize(
+        ('name', 'text'),
+        [
+            (
+                'a.geojson',
+                '{"type":"Polygon","coordinates":[[[NaN,NaN],[1,1],[2,2],[NaN,NaN]]]}',
+            ),
+            (
+                'a.geojson',
+                '{"type":"Polygon","coordinates":[[[-1e308,-1e308],[1e308,1e308],'
+                '[-1e308,1e308],[1e308,-1e308],[-1e308,-1e308]]]}',
+            ),
+            ('a.geojson', '[' * 100_000),
+            ('a.geojson', '{"type": "gdal_streamed_alg", "command_line": "x"}'),
+            ('a.json', '{"stac_version": "1.0.0", "type": "Catalog"}'),
+            ('a.gpkg', 'SQLite format 3\0'),
+            (
+                'a.vrt',
+                '<OGRVRTDataSource><OGRVRTLayer name="x"><SrcDataSource>/vsicurl/'
+                'http://127.0.0.1:{port}/r.geojson</SrcDataSource></OGRVRTLayer>'
+                '</OGRVRTDataSource>',
+            ),
+            (
+                'a.gpkg',
+                '<OGRWFSDataSource><URL>http://127.0.0.1:{port}/</URL>'
+                '</OGRWFSDataSource>',
+            ),
+        ],
+    )
+    def test_hostile_files(self, name: str, text: str, tmp_path: Path) -> None:
+        """One error that names the argument and the file, and no server is asked."""
+        path = write_scene(tmp_path / 'a.tif')
+        with socket.create_server(('127.0.0.1', 0)) as server:
+            server.settimeout(0.2)
+            text = text.replace('{port}', str(server.getsockname()[1]))
+            (tmp_path / name).write_text(text)
+            with pytest.raises(ValueError, match=rf"roi='.*{name}':") as error:
+                Scenes(path, roi=str(tmp_path / name))
+            assert len(str(error.value)) < 600
+            with pytest.raises(TimeoutError):
+                server.accept()
+
+    @pytest.mark.parametrize('name', ['roi.shp', 'roi.dbf', 'roi.shx', 'roi.prj'])
+    def test_pipe(self, name: str, tmp_path: Path) -> None:
+        path = write_scene(tmp_path / 'a.tif')
+        frame = geopandas.GeoDataFrame(geometry=[self.polygon()], crs='EPSG:32621')
+        frame.to_file(tmp_path / 'roi.shp')
+        assert len(Scenes(path, roi=str(tmp_path / 'roi.shp'))) == 1
+        (tmp_path / name).unlink()
+        os.mkfifo(tmp_path / name)
+        with pytest.raises((ValueError, FileNotFoundError), match=r"roi='.*roi\.shp'"):
+            Scenes(path, roi=str(tmp_path / 'roi.shp'))
 
     def test_wrong_files(self, tmp_path: Path) -> None:
         path = write_scene(tmp_path / 'a.tif')

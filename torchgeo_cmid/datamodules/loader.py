@@ -20,8 +20,6 @@ class ResumableDataLoader(DataLoader[Sample]):
     batches is all that has to be kept; what was drawn before them is not read again.
     """
 
-    sampler: RandomScenePatchSampler
-
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Initialize a new ResumableDataLoader instance.
 
@@ -38,6 +36,9 @@ class ResumableDataLoader(DataLoader[Sample]):
         Yields:
             Batches.
         """
+        if not isinstance(self.sampler, RandomScenePatchSampler):
+            yield from super().__iter__()  # another one was put in its place
+            return
         epoch, place = self.sampler.epoch, self._place
         done = place['batches'] if place['epoch'] == epoch else 0
         assert self.batch_size is not None

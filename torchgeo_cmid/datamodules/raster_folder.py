@@ -12,16 +12,20 @@ from typing import Any
 
 import kornia.augmentation as K
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 from torchgeo.datamodules import BaseDataModule
 from torchgeo.datasets.utils import Sample
 
-from ..datasets import Patch, PatchPair, Scenes, Sensor, split_by_area
+from ..datasets import Scenes, Sensor, split_by_area
 from ..datasets.batch import stack_patches
 from ..rasters.cache import BlockCache
 from ..rasters.raster import close_rasters
 from ..rasters.scene import EQUAL_AREA
-from ..samplers import GriddedScenePatchSampler, RandomScenePatchSampler
+from ..samplers import (
+    GriddedScenePatchSampler,
+    NumberedPatches,
+    RandomScenePatchSampler,
+)
 from .loader import ResumableDataLoader
 from .statistics import Normalization
 
@@ -70,6 +74,8 @@ class RasterFolderDataModule(BaseDataModule):
         date_format: str = '%Y%m%d',
         cache: str | None = None,
         unit: float | None = None,
+        drivers: list[str] | None = None,
+        val_length: int | None = None,
     ) -> None:
         r"""Initialize a new RasterFolderDataModule instance.
 
@@ -88,8 +94,8 @@ class RasterFolderDataModule(BaseDataModule):
             val_split: Share of the area for validation, at least 0 and less than 1.
             split_seed: Chooses which ground is for validation. It is apart from
                 ``--seed_everything`` so that runs can be compared.
-            nodata: Fill value besides those that the files declare (``.nan`` for NaN):
-                see Scenes.
+            nodata: Fill value besides those that the files declare. NaN is no data too,
+                unless a number is given here: see Scenes.
             mean: Mean of each band, in the files' units (defaults to an estimate).
             std: Standard deviation of each band, in the files' units (defaults to an
                 estimate).
@@ -113,6 +119,11 @@ class RasterFolderDataModule(BaseDataModule):
                 files, are kept for other runs and processes: see Scenes.
             unit: The raw number that stands for 1 (255 for 8-bit images, 10000 for
                 reflectance): defaults to 255 if all files hold uint8, else unknown.
+            drivers: GDAL's drivers that may open files besides those of common formats:
+                see Scenes.
+            val_length: Validation patches, at most (defaults to all that lie on the
+                ground for validation, or with *length* to as small a share of them as
+                that is of the training patches).
 
         Raises:
             ValueError: If only one of *mean* and *std* is given, or a size or *unit* is
@@ -133,6 +144,7 @@ class RasterFolderDataModule(BaseDataModule):
             skip_bad_files=skip_bad_files,
             date_format=date_format,
             cache=cache,
+            drivers=drivers,
         )
         if (mean is None) != (std is None):
             raise ValueError('mean and std go together: give both or neither')
@@ -144,7 +156,10 @@ class RasterFolderDataModule(BaseDataModule):
         if unit is not None and not 0 < unit < math.inf:
             raise ValueError(f'unit={unit} must be more than 0, and finite')
         self.patch_size = patch_size
+        if val_length is not None and val_length < 1:
+            raise ValueError(f'val_length={val_length} must be at least 1')
         self.length = length
+        self.val_length = val_length
         self.val_split = val_split
         self.split_seed = split_seed
         self.dates = dates
@@ -214,9 +229,8 @@ class RasterFolderDataModule(BaseDataModule):
             self._normalize(Normalization(self.scenes.bands, *self.given))
 
         self.split = split_by_area(self.scenes, size, self.val_split, self.split_seed)
-        length = self.length
-        if length is None:
-            length = max(1, round(self._count_fitting() * (1 - self.val_split)))
+        fitting = max(1, round(self._count_fitting() * (1 - self.val_split)))
+        length = fitting if self.length is None else self.length
         if length // world_size < self.batch_size:
             raise ValueError(
                 f'length={length} patches per epoch in {world_size} processes give no '
@@ -236,7 +250,12 @@ class RasterFolderDataModule(BaseDataModule):
             rank=self.trainer.global_rank if self.trainer else 0,
         )
         self.val_sampler = GriddedScenePatchSampler(
-            self.scenes, size=size, allowed=self.split.val, dates=self.dates
+            self.scenes,
+            size=size,
+            allowed=self.split.val,
+            dates=self.dates,
+            share=length / fitting,
+            length=self.val_length,
         )
         self.dataset = self.scenes
 
@@ -301,7 +320,10 @@ class RasterFolderDataModule(BaseDataModule):
             self._normalize(normalization)
 
     def _dataloader[Loader: DataLoader[Sample]](
-        self, kind: type[Loader], sampler: Sampler[Patch | PatchPair], drop_last: bool
+        self,
+        kind: type[Loader],
+        sampler: RandomScenePatchSampler | GriddedScenePatchSampler,
+        drop_last: bool,
     ) -> Loader:
         """Load the patches of a sampler, with the statistics at hand."""
         normalization = self.normalization
@@ -313,7 +335,7 @@ class RasterFolderDataModule(BaseDataModule):
             if folder is not None and self.trainer.is_global_zero:
                 normalization.save(os.path.join(folder, 'normalization.json'))
         return kind(
-            dataset=self.scenes,
+            dataset=NumberedPatches(self.scenes, sampler),
             batch_size=self.batch_size,
             sampler=sampler,
             num_workers=self.num_workers,

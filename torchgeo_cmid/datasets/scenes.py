@@ -62,17 +62,21 @@ class Scenes(GeoDataset):
         skip_bad_files: bool = False,
         date_format: str = '%Y%m%d',
         cache: str | None = None,
+        drivers: Sequence[str] | None = None,
     ) -> None:
         r"""Initialize a new Scenes instance.
 
         Args:
             paths: A folder (searched recursively for ``.tif`` and ``.tiff``), a file
-                or a glob, or several of them; ``/vsi`` paths and URLs as GDAL knows
-                them.
+                or a glob, or several of them; ``/vsi`` paths, URLs and names such as
+                ``netcdf:"m.nc":Band1`` as GDAL knows them. Masks, metadata and world
+                files beside a raster count, and it is an error where they are damaged.
             bands: Bands to read, as names or as 1-based numbers (defaults to all bands
                 of the first scene, which every scene must have the same number of).
+                A file of one band with a colour table has three, red, green and blue.
             nodata: Fill value in addition to those that the files declare by tag,
-                mask or alpha band (NaN is allowed).
+                mask or alpha band. NaN is no data too, unless a number is given here:
+                then it is an error.
             transforms: A function that takes a sample and returns a changed one.
             all_bands: Names of the bands of a file with several, in its order (defaults
                 to the file's band descriptions).
@@ -80,9 +84,13 @@ class Scenes(GeoDataset):
                 ``.*_(?P<date>\d{8})_(?P<band>B\d+)\.TIF`` for example. The group
                 ``band`` is for scenes of one file per band; ``date``, or ``start`` and
                 ``stop``, tell when a scene was taken. Files that it does not match are
-                left out; one that it matches without ``band`` holds all bands.
+                left out; one that it matches without ``band`` holds all bands. Without
+                it files of one band each are one scene if their names differ in the
+                name of a band alone (``B02``, ``SR_B4``, ``nir``) and they show the
+                same ground, unless *bands* are numbers.
             sensors: Several sensors, each with *paths*, *bands*, *nodata*, *all_bands*,
-                *filename_regex* and *date_format* of its own in place of those here.
+                *filename_regex*, *date_format* and *drivers* of its own in place of
+                those here.
             roi: Region of interest, in which every patch lies wholly: a file of
                 polygons, or [west, south, east, north] in degrees, or a polygon in
                 longitude and latitude.
@@ -104,6 +112,9 @@ class Scenes(GeoDataset):
                 decoded anew (the old blocks stay); other paths are told apart by their
                 names alone, so delete the folder when such data changes. It holds
                 GeoTIFF and JPEG 2000; other formats are read as without.
+            drivers: GDAL's drivers that may open files, besides those of GeoTIFF, JPEG
+                2000, netCDF, HDF5, Zarr, PNG, JPEG and VRTs of local files in these
+                formats; with ``VRT`` they may lead anywhere.
 
         Raises:
             FileNotFoundError: If *paths* or *roi* names no file.
@@ -124,14 +135,18 @@ class Scenes(GeoDataset):
                     filename_regex=filename_regex,
                     date_format=date_format,
                     nodata=nodata,
+                    drivers=None if drivers is None else list(drivers),
                 )
             ]
         elif not sensors:
             raise ValueError('sensors is empty: name at least one, or leave it out')
-        elif any(i is not None for i in (bands, all_bands, filename_regex, nodata)):
+        elif any(
+            argument is not None
+            for argument in (bands, all_bands, filename_regex, nodata, drivers)
+        ):
             raise ValueError(
-                'sensors have bands, all_bands, filename_regex and nodata of their '
-                'own: leave those beside sensors out'
+                'sensors have bands, all_bands, filename_regex, nodata and drivers of '
+                'their own: leave those beside sensors out'
             )
         self.paths = paths
         self.transforms = transforms

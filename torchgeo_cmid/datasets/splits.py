@@ -31,6 +31,9 @@ from .scenes import Scenes
 #: what the straight pieces of an outline in longitude and latitude can be off by.
 TOUCHING = 1e-3
 
+#: What widens west, south, east and north.
+BOTH_WAYS = np.array([-1, -1, 1, 1])
+
 #: Points along each edge of a patch when its outline is transformed.
 EDGE_POINTS = 8
 
@@ -85,6 +88,15 @@ class Cut:
         Returns:
             Lowest and highest coordinate of each patch's outline (n,).
         """
+        if scene.crs == self.reference.crs and not scene.crs.is_geographic:
+            # edges stay straight: the corners are outermost
+            both = ~self.reference.transform @ scene.transform
+            a, b, c = both[3 * self.axis : 3 * self.axis + 3]
+            a, b, c = self.sign * a, self.sign * b, self.sign * c
+            start = a * cols + b * rows + c
+            low = start + np.minimum(a * size, 0) + np.minimum(b * size, 0)
+            high = start + np.maximum(a * size, 0) + np.maximum(b * size, 0)
+            return low, high
         edge = np.linspace(0, size, EDGE_POINTS + 1, axis=-1)
         zero, far = np.zeros_like(edge), np.zeros_like(edge) + edge[..., -1:]
         across = np.concatenate([edge, edge, zero, far], axis=-1)
@@ -240,16 +252,31 @@ def _affine(transform: Sequence[float], x: Floats, y: Floats) -> tuple[Floats, F
 
 def _clusters(footprints: GeoSeries) -> list[Integers]:
     """Group footprints that overlap or touch, directly or through others."""
-    left, right = footprints.sindex.query(
-        footprints.array, predicate='dwithin', distance=TOUCHING
-    )
-    labels = np.arange(len(footprints))
-    while True:  # each takes the lowest label of its neighbours until all agree
-        lowest = labels.copy()
-        np.minimum.at(lowest, left, labels[right])
-        if (lowest == labels).all():
-            return [np.flatnonzero(labels == label) for label in np.unique(labels)]
-        labels = lowest
+    # of one outline, that of a time series for example, one stands for all
+    shapes, same = np.unique(shapely.to_wkb(footprints.array), return_inverse=True)
+    outlines = shapely.from_wkb(shapes)
+    shapely.prepare(outlines)
+    boxes = shapely.box(*(shapely.bounds(outlines) + TOUCHING * BOTH_WAYS).T)
+    tree = shapely.STRtree(boxes)
+    labels = np.full(len(outlines), -1)
+    for start in range(len(outlines)):
+        if labels[start] >= 0:
+            continue
+        labels[start], waiting = start, [start]
+        while waiting:  # each is compared only with those that belong to none yet
+            outline = waiting.pop()
+            others = tree.query(boxes[outline])
+            others = others[labels[others] < 0]
+            near = shapely.dwithin(outlines[outline], outlines[others], TOUCHING)
+            labels[others[near]] = start
+            waiting.extend(others[near])
+    return _by_label(labels[same])
+
+
+def _by_label(labels: Integers) -> list[Integers]:
+    """Group numbers by their labels, in the order of the first of each."""
+    _, first = np.unique(labels, return_index=True)
+    return [np.flatnonzero(labels == labels[i]) for i in np.sort(first)]
 
 
 def _assign(split: AreaSplit, members: Integers, cut: Cut) -> bool:
@@ -282,7 +309,11 @@ def _any(split: AreaSplit, side: str, members: Integers | None = None) -> bool:
 def _cut_by_share(scenes: Sequence[Scene], share: float, sign: int) -> Cut:
     """Cut across the longer axis of a cluster so that a share lies beyond the line."""
     reference = max(scenes, key=lambda scene: scene.height * scene.width)
-    outline = shapely.union_all([_outline(scene, reference) for scene in scenes])
+    grids = {  # those of one grid once
+        (s.crs, s.transform, s.height, s.width, s.region and s.region.wkb): s
+        for s in scenes
+    }
+    outline = shapely.union_all([_outline(s, reference) for s in grids.values()])
     left, top, right, bottom = outline.bounds
     axis = 0 if right - left >= bottom - top else 1
 

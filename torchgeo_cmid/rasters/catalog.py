@@ -9,9 +9,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import shapely
+from tqdm import tqdm
 
 from .cache import BlockCache
-from .files import find_files, group_by_band
+from .files import find_files
+from .grouping import belong_together, group_by_band, guess_bands
+from .opening import check_drivers
 from .records import Found, Records
 from .scene import Scene, open_scene
 from .sensor import Sensor
@@ -41,6 +44,8 @@ class Catalog:
     skipped: dict[str, str] = field(default_factory=dict)
     #: Number of scenes outside the region.
     outside: int = 0
+    #: Scenes of files whose names differ in a band, by which they were put together.
+    guessed: list[dict[str, str]] = field(default_factory=list)
 
     def add(self, sensor: Sensor) -> None:
         """Add the scenes of a sensor.
@@ -53,20 +58,35 @@ class Catalog:
             OSError: If a file is not a readable raster.
             ValueError: If a file cannot be used.
         """
+        if sensor.drivers is not None:
+            check_drivers(sensor.drivers)
         found: Sequence[str | dict[str, str]] = find_files(sensor.paths)
+        numbered = any(isinstance(band, int) for band in sensor.bands or ())
+        guessed = sensor.filename_regex is None
         if sensor.filename_regex is not None:
             found = group_by_band(list(map(str, found)), sensor.filename_regex)
+        elif sensor.all_bands is None and not numbered:
+            found = guess_bands(list(map(str, found)))
         bands = sensor.bands or sensor.all_bands
         records = None
         if self.cache is not None:
             records = Records(self.cache, sensor, self.region)
         try:
-            for files in found:
+            for files in tqdm(found, 'Scenes', unit='scene', delay=3, leave=False):
                 path = files if isinstance(files, str) else next(iter(files.values()))
-                if bands is None and not isinstance(files, str):
-                    bands = _natural(files)
                 try:
+                    if isinstance(files, str):
+                        self._add_scene(files, sensor, bands, records)
+                        continue
+                    wanted = bands or _natural(files)
+                    if guessed and not self._is_scene(files, sensor, wanted, records):
+                        for file in files.values():
+                            self._add_scene(file, sensor, bands, records)
+                        continue
+                    bands = wanted
                     self._add_scene(files, sensor, bands, records)
+                    if guessed:
+                        self.guessed.append(files)
                 except (OSError, ValueError) as error:
                     if not self.skip_bad_files:
                         raise
@@ -98,6 +118,15 @@ class Catalog:
             )
         if self.skipped:
             warnings.warn(summary, stacklevel=3)
+        if self.guessed:
+            first = self.guessed[0]
+            warnings.warn(
+                f'{len(self.guessed)} scenes are put together from files of one band '
+                f'each, by the names of bands in theirs: {_natural(first)} of '
+                f'{next(iter(first.values()))}, for example; give filename_regex for '
+                'another way, or bands=[1] to take each file for a scene',
+                stacklevel=3,
+            )
 
     def _add_scene(
         self,
@@ -130,6 +159,18 @@ class Catalog:
         self.footprints.append(footprint)
         self.scenes.append(scene)
         self.bands = self.bands or tuple(bands or scene.indexes)
+
+    def _is_scene(
+        self,
+        files: dict[str, str],
+        sensor: Sensor,
+        bands: Sequence[int | str],
+        records: Records | None,
+    ) -> bool:
+        """Tell whether files that may be one scene are, opening none that is known."""
+        if records is not None and records.knows(files, bands):
+            return True
+        return belong_together(files, tuple(sensor.drivers or ()))
 
     def _check_bands(self, scene: Scene, bands: Sequence[int | str] | None) -> None:
         """Refuse another number of bands than the first scene has."""

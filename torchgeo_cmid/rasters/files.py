@@ -1,24 +1,62 @@
 # Copyright (c) torchgeo-cmid Contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Which files there are: folders, globs, remote paths; files of one band grouped."""
+"""Which files there are: folders, globs, remote paths."""
 
 import glob
 import os
 import re
+import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path as LocalPath
 
 from torchgeo.datasets.utils import Path
 from torchgeo.datasets.utils import find_files as find_vsi_files
 
-from .dates import GROUPS
+from .timeouts import time_limits
 
 #: Endings of the files that a folder is searched for, in lower case.
 EXTENSIONS = ('.tif', '.tiff')
 
 #: Paths that GDAL resolves: a virtual file system, or a URL such as s3://.
 REMOTE = re.compile(r'/vsi|[A-Za-z][A-Za-z0-9+]*://')
+
+#: How GDAL names a raster that is a part of a file, before the name of that file.
+SUBDATASET = re.compile(r'(netcdf|hdf5|zarr|gtiff_dir:(off:)?\d+):', re.IGNORECASE)
+
+#: Files by which a folder is known as a raster, one of which it has.
+ZARR = ('.zarray', '.zgroup', '.zmetadata', 'zarr.json')
+
+
+def container(path: str) -> str:
+    """Find the file or folder that a raster is in.
+
+    Args:
+        path: Raster, as a path or as GDAL names it: ``netcdf:"m.nc":Band1``,
+            ``HDF5:"h.h5"://x``, ``ZARR:"x.zarr":/y`` or ``GTIFF_DIR:2:a.tif``.
+
+    Returns:
+        Path of the file or folder.
+    """
+    match = SUBDATASET.match(path)
+    if match is None:
+        return path
+    rest = path[match.end() :]
+    if rest.startswith('"'):
+        return rest[1:].partition('"')[0]
+    return rest if match[1].lower().startswith('gtiff') else rest.partition(':')[0]
+
+
+def is_zarr(path: str) -> bool:
+    """Tell whether a folder is a raster: a Zarr.
+
+    Args:
+        path: Path of the operating system.
+
+    Returns:
+        True if it is.
+    """
+    return any(os.path.isfile(os.path.join(path, name)) for name in ZARR)
 
 
 def is_remote(path: str) -> bool:
@@ -33,13 +71,41 @@ def is_remote(path: str) -> bool:
     return REMOTE.match(path) is not None
 
 
+def check_parts(path: str) -> None:
+    """Refuse a path of GDAL's that leads to a local pipe, socket or device.
+
+    Args:
+        path: Path of a virtual file system, or URL.
+
+    Raises:
+        OSError: If opening it could wait for ever.
+    """
+    marks = [match.start() for match in re.finditer('/', path)]
+    ends = [match.start() for match in re.finditer(r'[/},!?&]|$', path)]
+    for start in marks:
+        for end in ends:
+            if end <= start + 1:
+                continue
+            part = path[start:end]
+            try:
+                mode = os.stat(part).st_mode
+            except (OSError, ValueError):
+                break
+            if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+                raise OSError(
+                    f'{path!r}: {part!r} is a pipe, socket or device; replace, remove '
+                    'or exclude it'
+                )
+
+
 def find_files(paths: Path | Iterable[Path]) -> list[str]:
     """List the raster files that *paths* names.
 
     Folders are searched recursively for ``.tif`` and ``.tiff`` in any case; hidden
     files are ignored, links to folders are followed once. A file named outright may
-    have any ending. ``/vsi`` paths and URLs go to GDAL as they are; ``/vsi`` folders
-    and archives are listed as TorchGeo lists them.
+    have any ending, as may a folder that is a Zarr, and names of GDAL's such as
+    ``netcdf:"m.nc":Band1``. ``/vsi`` paths and URLs go to GDAL as they are; ``/vsi``
+    folders and archives are listed as TorchGeo lists them.
 
     Args:
         paths: A folder, a file or a glob, or several of them.
@@ -56,13 +122,19 @@ def find_files(paths: Path | Iterable[Path]) -> list[str]:
 
     files: dict[str, str] = {}
     for path in [os.path.expanduser(os.fspath(path)) for path in paths]:
+        path = path.removeprefix('file://')
         if is_remote(path):
+            check_parts(path)
             found, hint = _find_remote(path)
+        elif SUBDATASET.match(path) or is_zarr(path):
+            inside = container(path)
+            found = [path] if is_remote(inside) or os.path.lexists(inside) else []
+            hint = f'there is no {inside!r}'
         elif os.path.isdir(path):
             found = list(_walk(path))
             hint = f'the folder holds no {" or ".join(EXTENSIONS)} file'
         elif glob.has_magic(path) and not os.path.lexists(path):
-            found = [file for file in _glob(path) if not os.path.isdir(file)]
+            found = [f for f in _glob(path) if not os.path.isdir(f) or is_zarr(f)]
             hint = 'the glob matches no file'
         else:
             found = [path] if os.path.lexists(path) else []
@@ -72,80 +144,24 @@ def find_files(paths: Path | Iterable[Path]) -> list[str]:
                 f'paths={path!r}: {hint}. Give a folder, a file or a glob of GeoTIFFs.'
             )
         for file in sorted(found):  # a file and links to it are one
-            files.setdefault(file if is_remote(file) else os.path.realpath(file), file)
+            known = is_remote(file) or SUBDATASET.match(file)
+            files.setdefault(file if known else os.path.realpath(file), file)
 
     if not files:
         raise FileNotFoundError('paths is empty. Give a folder, a file or a glob.')
     return sorted(files.values())
 
 
-def group_by_band(files: list[str], filename_regex: str) -> list[str | dict[str, str]]:
-    """Put the files that hold one band each of the same scene together.
-
-    The files of a scene lie in one folder and differ in the group ``band`` of their
-    names alone, as :class:`~torchgeo.datasets.RasterDataset` has it.
-
-    Args:
-        files: Files, sorted.
-        filename_regex: Verbose regular expression with a group named ``band``, or one
-            of those that tell the time of a scene. Files that it does not match are
-            left out; one that it matches without the group ``band`` holds all bands of
-            its scene.
-
-    Returns:
-        For each scene its file, or its files by band.
-
-    Raises:
-        FileNotFoundError: If it matches no file.
-        ValueError: If it is not a regular expression with one of these groups.
-    """
-    try:
-        regex = re.compile(filename_regex, re.VERBOSE)
-    except re.error as error:
-        raise ValueError(
-            f'filename_regex={filename_regex!r} is no regular expression: {error}'
-        ) from error
-    if not {'band', *GROUPS} & set(regex.groupindex):
-        raise ValueError(
-            f'filename_regex={filename_regex!r} has no group named band, date, start '
-            r'or stop; mark where it stands, for example .*_(?P<band>B\d+)\.TIF'
-        )
-
-    for one, other in (('start', 'stop'), ('stop', 'start')):
-        if one in regex.groupindex and other not in regex.groupindex:
-            raise ValueError(
-                f'filename_regex={filename_regex!r} has a group {one}, but none named '
-                f'{other}: the time of a scene needs both, or one named date'
-            )
-
-    scenes: dict[tuple[str, str], str | dict[str, str]] = {}
-    for file in files:
-        folder, _, name = file.rpartition('/')
-        match = regex.match(name)
-        if match is None:
-            continue
-        if match.groupdict().get('band') is None:
-            scenes[folder, name] = file
-            continue
-        rest = f'{name[: match.start("band")]}*{name[match.end("band") :]}'
-        bands = scenes.setdefault((folder, rest), {})
-        assert isinstance(bands, dict)  # no file name holds the key of another
-        bands[match['band']] = file
-    if not scenes:
-        raise FileNotFoundError(
-            f'filename_regex={filename_regex!r} matches none of {len(files)} files, '
-            f'for example {os.path.basename(files[0])}'
-        )
-    return list(scenes.values())
-
-
 def _find_remote(path: str) -> tuple[list[str], str]:
     """Pass a remote file on, or list a remote folder."""
     if path.startswith('/vsistdin'):
         return [], 'standard input cannot be read at random'
+    if path.startswith('vrt://'):
+        return [], 'write what it stands for to a file, with gdal_translate -of VRT'
     if not path.startswith('/vsi') or path.lower().endswith(EXTENSIONS):
         return [path], ''
-    found = find_vsi_files(path)
+    with time_limits():
+        found = find_vsi_files(path)
     if len(found) == 1 and found[0] == path:  # a file with another ending
         return found, ''
     found = [file for file in found if file.lower().endswith(EXTENSIONS)]

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-import rasterio
 from rasterio import Affine
 from rasterio._err import CPLE_BaseError  # what rasterio.warp raises
 from rasterio.crs import CRS
@@ -22,7 +21,8 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import DatasetReader
 from rasterio.vrt import WarpedVRT
 
-from .files import EXTENSIONS, is_remote
+from .files import container, is_remote
+from .opening import FORMATS, check_whole, environment, open_allowed
 from .stamp import Stamp
 
 #: Length of a degree of latitude.
@@ -34,8 +34,8 @@ MAX_BANDS = 4096
 #: Largest block that GDAL may have to decode for a single pixel, in bytes.
 MAX_BLOCK_BYTES = 2**29
 
-#: Blocks whose place in a GeoTIFF is looked up, to find out whether it is whole.
-CHECKED_BLOCKS = 64
+#: Bands that a file with a colour table is shown as.
+COLORS = ('red', 'green', 'blue')
 
 
 @dataclass(frozen=True)
@@ -81,11 +81,12 @@ class Grid:
         )
 
 
-def check_raster(path: str) -> Grid:
+def check_raster(path: str, drivers: tuple[str, ...] = ()) -> Grid:
     """Open a file and check all that can be checked without its pixels.
 
     Args:
         path: Raster file.
+        drivers: GDAL's drivers that may open it, besides those of the short list.
 
     Returns:
         Its grid.
@@ -95,25 +96,26 @@ def check_raster(path: str) -> Grid:
         ValueError: If it has no usable georeference, no real numbers as pixels, or
             blocks too large to decode.
     """
-    if not is_remote(path) and not os.path.isfile(path):
-        kind = 'a pipe, socket or device' if os.path.exists(path) else 'a broken link'
-        raise OSError(f'{path!r}: {kind}; replace, remove or exclude it')
     with refused(path):
-        return _check(path)
+        return _check(path, drivers)
 
 
 def band_indexes(
     path: str,
     bands: Sequence[int | str] | None = None,
     names: Sequence[str] | None = None,
+    drivers: tuple[str, ...] = (),
 ) -> tuple[int, ...]:
     """Look up the 1-based numbers of bands in a file.
+
+    A file of one band with a colour table has three: red, green and blue.
 
     Args:
         path: Raster file.
         bands: Names or 1-based numbers (defaults to all bands but alpha).
         names: Names of the bands but alpha, in the order of the file (defaults to the
             file's band descriptions).
+        drivers: GDAL's drivers that may open it, besides those of the short list.
 
     Returns:
         The numbers.
@@ -121,14 +123,18 @@ def band_indexes(
     Raises:
         ValueError: If the file lacks a band, or another number of bands than named.
     """
-    src = open_raster(path)
+    src = open_raster(path, drivers=drivers)
     if src.count > MAX_BANDS and bands is None:
         raise ValueError(
             f'{path}: claims {src.count} bands; name those to read with bands'
         )
     with refused(path):
         colors, described = src.colorinterp, src.descriptions
-    images = [i for i in src.indexes if colors[i - 1] != ColorInterp.alpha]
+    indexes: Sequence[int] = src.indexes
+    if is_paletted(src):
+        indexes, described = (1, 2, 3), COLORS
+        colors = [ColorInterp.red, ColorInterp.green, ColorInterp.blue]
+    images = [i for i in indexes if colors[i - 1] != ColorInterp.alpha]
     if names is not None and len(names) != len(images):
         raise ValueError(
             f'{path} has {len(images)} bands, but all_bands names {len(names)}: '
@@ -142,7 +148,7 @@ def band_indexes(
         name: i for i, name in enumerate(described, 1) if name
     }
     known |= dict(zip(names or (), images if names else (), strict=True))
-    known |= {i: i for i in src.indexes}
+    known |= {i: i for i in indexes}
     for band in bands:
         if band not in known:
             shown = [*list(known)[:20], *['...'] * (len(known) > 20)]
@@ -150,8 +156,24 @@ def band_indexes(
     return tuple(known[band] for band in bands)
 
 
+def is_paletted(src: DatasetReader | WarpedVRT) -> bool:
+    """Tell whether a file holds numbers of colours in a table.
+
+    Args:
+        src: The open file.
+
+    Returns:
+        True if its only band, besides alpha, does.
+    """
+    colors: list[ColorInterp] = [c for c in src.colorinterp if c != ColorInterp.alpha]
+    return colors == [ColorInterp.palette]
+
+
 def open_raster(
-    path: str, grid: Grid | None = None, stamp: Stamp | None = None
+    path: str,
+    grid: Grid | None = None,
+    stamp: Stamp | None = None,
+    drivers: tuple[str, ...] = (),
 ) -> DatasetReader | WarpedVRT:
     """Open a file once per process: handles do not survive a fork.
 
@@ -161,37 +183,42 @@ def open_raster(
         grid: Grid to see it in, by nearest neighbour (defaults to its own).
         stamp: What the file was when it was last looked at: with another stamp it is
             opened anew.
+        drivers: GDAL's drivers that may open it, besides those of the short list.
 
     Returns:
         The open file.
     """
-    return _open(path, grid, stamp, os.getpid())
+    return _open(path, grid, stamp, drivers, os.getpid())
 
 
 @lru_cache(maxsize=128)
 def _open(
-    path: str, grid: Grid | None, stamp: Stamp | None, pid: int
+    path: str,
+    grid: Grid | None,
+    stamp: Stamp | None,
+    drivers: tuple[str, ...],
+    pid: int,
 ) -> DatasetReader | WarpedVRT:
     """Open a file, in this process."""
     if grid is not None:
-        src = open_raster(path, None, stamp)
+        src = open_raster(path, None, stamp, drivers)
         alpha = ColorInterp.alpha in src.colorinterp or all(
             MaskFlags.nodata in flags for flags in src.mask_flag_enums
         )
-        return WarpedVRT(
-            src,
-            crs=grid.crs,
-            transform=grid.transform,
-            height=grid.height,
-            width=grid.width,
-            resampling=Resampling.nearest,
-            add_alpha=not alpha,  # tells where the file ends
-        )
-    driver = 'GTiff' if path.lower().endswith(EXTENSIONS) else None
+        with environment():
+            return WarpedVRT(
+                src,
+                crs=grid.crs,
+                transform=grid.transform,
+                height=grid.height,
+                width=grid.width,
+                resampling=Resampling.nearest,
+                add_alpha=not alpha,  # tells where the file ends
+            )
     with warnings.catch_warnings():
         # check_raster refuses such files, by name
         warnings.simplefilter('ignore', NotGeoreferencedWarning)
-        return rasterio.open(path, driver=driver)
+        return open_allowed(path, drivers)
 
 
 def close_rasters() -> None:
@@ -218,35 +245,29 @@ def refused(path: str) -> Iterator[None]:
         raise OSError(f'{path!r}: its name is not UTF-8; rename it') from error
     except (RasterioError, CPLE_BaseError) as error:
         raise OSError(
-            f'{path}: not a readable raster; replace, remove or exclude it ({error})'
+            f'{path}: not a readable raster ({FORMATS}); replace, remove or exclude '
+            f'it, or name the GDAL driver of its format in drivers ({error!s:.200})'
         ) from error
 
 
-def _check(path: str) -> Grid:
+def _check(path: str, drivers: tuple[str, ...]) -> Grid:
     """Check what GDAL tells of a file."""
-    src = open_raster(path)
+    src = open_raster(path, drivers=drivers)
     if src.count == 0:
         names = f', but holds {src.subdatasets}: name one of them' * bool(
             src.subdatasets
         )
         raise ValueError(f'{path}: has no bands{names}')
     if src.crs is None or src.transform.is_identity:
-        lacking = 'coordinate reference system' if src.crs is None else 'geotransform'
-        raise ValueError(
-            f'{path}: no {lacking}; georeference the file, for example with gdal_edit'
-        )
+        raise ValueError(_say_where_to_lay_it(src, path))
     if not np.isfinite(src.transform).all() or src.transform.determinant == 0:
         raise ValueError(
             f'{path}: its geotransform {tuple(src.transform)[:6]} makes pixels without '
             'size or place; correct it, for example with gdal_edit'
         )
-    if any(np.dtype(dtype).kind not in 'iuf' for dtype in src.dtypes):
-        raise ValueError(
-            f'{path}: pixels are {src.dtypes[0]}; integers or floats are needed'
-        )
     rows, cols = _decoded_at_once(src)
     layers = src.count if src.profile.get('interleave') == 'pixel' else 1
-    size = rows * cols * layers * np.dtype(src.dtypes[0]).itemsize
+    size = rows * cols * layers * max(map(_bytes, src.dtypes))
     if size > MAX_BLOCK_BYTES:
         raise ValueError(
             f'{path}: its blocks of {rows} x {cols} pixels take {size / 2**20:.0f} MiB '
@@ -256,8 +277,8 @@ def _check(path: str) -> Grid:
     # one object for all files, and the one that other processes get; made before blocks
     # are looked up, since it would clear the error of a table of blocks that is none
     crs = shared_crs(src.crs.to_wkt())
-    if src.driver == 'GTiff' and not is_remote(path):
-        _check_whole(src)
+    if src.driver == 'GTiff' and not is_remote(container(path)):
+        check_whole(src, container(path))
     return Grid(crs, src.transform, src.height, src.width)
 
 
@@ -276,7 +297,7 @@ def shared_crs(wkt: str) -> CRS:
 
 def _decoded_at_once(src: DatasetReader) -> tuple[int, int]:
     """Rows and columns that have to be decoded for any pixel of them, at most."""
-    rows, cols = src.block_shapes[0]
+    rows, cols = max(src.block_shapes, key=math.prod)
     if src.driver != 'GTiff' or rows > 1 or cols < src.width or not src.compression:
         return rows, cols
     # GDAL shows one strip of all rows as rows, yet decodes it from its start
@@ -286,23 +307,28 @@ def _decoded_at_once(src: DatasetReader) -> tuple[int, int]:
     return (src.height if first and not second else rows), cols
 
 
-def _check_whole(src: DatasetReader) -> None:
-    """Find out from a sample of its blocks whether a GeoTIFF has lost its end."""
-    length = os.path.getsize(src.name)
-    rows, cols = src.block_shapes[0]
-    down, across = -(-src.height // rows), -(-src.width // cols)
-    number = down * across
-    # only the first band where bands are interleaved by pixel, else the outermost
-    for band in {1, src.count}:
-        for block in np.unique(np.linspace(0, number - 1, CHECKED_BLOCKS, dtype=int)):
-            place = f'{block % across}_{block // across}'
-            offset = src.get_tag_item(f'BLOCK_OFFSET_{place}', 'TIFF', bidx=band)
-            size = src.get_tag_item(f'BLOCK_SIZE_{place}', 'TIFF', bidx=band)
-            if offset and size and int(offset) + int(size) > length:
-                raise OSError(
-                    f'{src.name}: truncated, it has {length} bytes and its pixels '
-                    f'reach to {int(offset) + int(size)}; replace or remove it'
-                )
+def _bytes(dtype: str) -> int:
+    """Bytes of a pixel; NumPy has no complex integers."""
+    return 8 if dtype.startswith('complex_int') else np.dtype(dtype).itemsize
+
+
+def _say_where_to_lay_it(src: DatasetReader, path: str) -> str:
+    """Say what a file lacks to have a place, and how it can be given one."""
+    points, crs = src.gcps
+    target = '-t_srs EPSG:4326 -r near -dstalpha'
+    if points:
+        source = '' if crs else ' -s_srs EPSG:...'
+        return (
+            f'{path}: no geotransform, only {len(points)} ground control points; lay '
+            f"it on a grid with gdalwarp{source} -tps {target} '{path}' out.tif"
+        )
+    if src.rpcs is not None:
+        return (
+            f'{path}: no geotransform, only rational polynomial coefficients (RPC); '
+            f"lay it on a grid with gdalwarp -rpc {target} '{path}' out.tif"
+        )
+    lacking = 'coordinate reference system' if src.crs is None else 'geotransform'
+    return f'{path}: no {lacking}; georeference the file, for example with gdal_edit'
 
 
 # Handles that outlive the modules they need complain when the interpreter ends.

@@ -41,7 +41,7 @@ from .stamp import Stamps
 
 #: Number of the format, and of the rules by which files are accepted: with another one,
 #: all files are looked at anew.
-FORMAT = 1
+FORMAT = 2
 
 
 #: What a file that is whole and yet not ours makes of an attempt to read it.
@@ -65,9 +65,9 @@ class Record(NamedTuple):
 
     #: Names, sizes and times of change of its files, as JSON.
     seen: str
-    #: Of each source the bands, their data types, whether there may be fill, and the
-    #: grid that it is read in.
-    sources: list[tuple[tuple[int, ...], tuple[str, ...], bool, Grid | None]]
+    #: Of each source the bands, their data types, whether there may be fill, whether
+    #: they are colours of a table, and the grid that it is read in.
+    sources: list[tuple[tuple[int, ...], tuple[str, ...], bool, bool, Grid | None]]
     #: Its own grid, cut to the region of interest.
     grid: Grid
     #: First row and column of that in the files.
@@ -129,9 +129,19 @@ class Records:
             paths = [files]
         else:  # in the order in which open_scene has them
             paths = [files[str(band)] for band in bands or sorted(files)]
+        drivers = tuple(self.sensor.drivers or ())
         sources = tuple(
-            Source(path, indexes, self.sensor.nodata, grid, dtypes, may_have_fill)
-            for path, (indexes, dtypes, may_have_fill, grid) in zip(
+            Source(
+                path,
+                indexes,
+                self.sensor.nodata,
+                grid,
+                dtypes=dtypes,
+                may_have_fill=may_have_fill,
+                paletted=paletted,
+                drivers=drivers,
+            )
+            for path, (indexes, dtypes, may_have_fill, paletted, grid) in zip(
                 paths, record.sources, strict=True
             )
         )
@@ -150,6 +160,21 @@ class Records:
             region=record.region,
         )
         return Found(scene, record.footprint)
+
+    def knows(
+        self, files: str | dict[str, str], bands: Sequence[int | str] | None
+    ) -> bool:
+        """Tell whether a scene is known.
+
+        Args:
+            files: Its file, or its files by band.
+            bands: Bands to read.
+
+        Returns:
+            True if :meth:`find` would find it.
+        """
+        record = self._before.get(_name(files, bands))
+        return record is not None and record.seen == self._seen(files)
 
     def keep(
         self,
@@ -170,7 +195,10 @@ class Records:
         self._new = True
         self._now[_name(files, bands)] = Record(
             self._seen(files),
-            [(s.indexes, s.dtypes, s.may_have_fill, s.grid) for s in scene.sources],
+            [
+                (s.indexes, s.dtypes, s.may_have_fill, s.paletted, s.grid)
+                for s in scene.sources
+            ],
             Grid(scene.crs, scene.transform, scene.height, scene.width),
             scene.origin,
             scene.region,
@@ -199,7 +227,7 @@ class Records:
         scenes = {
             name: [
                 record.seen,
-                [[*source[:3], plain_grid(source[3])] for source in record.sources],
+                [[*source[:4], plain_grid(source[4])] for source in record.sources],
                 plain_grid(record.grid),
                 record.origin,
                 plain_shape(record.region),
@@ -252,7 +280,7 @@ class Records:
         """Tell whether any change of a scene would show in the stamps of its files."""
         return all(
             self.stamps.unchanged(source.path)
-            and open_raster(source.path).driver in DRIVERS
+            and open_raster(source.path, drivers=source.drivers).driver in DRIVERS
             for source in scene.sources
         )
 
@@ -292,8 +320,8 @@ class Records:
                 name: Record(
                     seen,
                     [
-                        (tuple(indexes), tuple(dtypes), may_have_fill, grid(other))
-                        for indexes, dtypes, may_have_fill, other in sources
+                        (tuple(indexes), tuple(dtypes), fill, colors, grid(other))
+                        for indexes, dtypes, fill, colors, other in sources
                     ],
                     cast(Grid, grid(own)),
                     (origin[0], origin[1]),

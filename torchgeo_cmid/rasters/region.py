@@ -3,6 +3,7 @@
 
 """A region of interest, as polygons in longitude and latitude."""
 
+import json
 import os
 from collections.abc import Sequence
 
@@ -12,10 +13,13 @@ from pyogrio.errors import DataSourceError  # type: ignore[import-untyped]
 from rasterio._err import CPLE_BaseError  # what rasterio.warp raises
 from rasterio.crs import CRS
 from rasterio.warp import transform_geom
+from shapely.errors import ShapelyError
 from shapely.geometry import mapping, shape
 
 from .files import is_remote
+from .opening import look_into
 from .scene import EDGE_POINTS, LONLAT
+from .timeouts import time_limits
 
 #: A vector file, or the west, south, east and north of a box, or polygons.
 type Region = str | Sequence[float] | shapely.Geometry
@@ -61,13 +65,68 @@ def _box(bounds: list[float]) -> shapely.Geometry:
     return shapely.box(west, south, east, north)
 
 
+#: How files of formats begin that hold polygons and lead nowhere else.
+FORMATS = {
+    b'SQLite format 3\0': 'GeoPackage',
+    b'\0\0\x27\x0a': 'Shapefile',
+    b'fgb\x03': 'FlatGeobuf',
+    b'PAR1': 'GeoParquet',
+    b'PK\x03\x04': 'a Shapefile in an archive',
+}
+
+#: What the type of a GeoJSON may be.
+GEOJSON = {
+    *('FeatureCollection', 'Feature', 'GeometryCollection', 'Polygon', 'MultiPolygon'),
+    *('Point', 'MultiPoint', 'LineString', 'MultiLineString'),
+}
+
+
+def check_region(path: str) -> None:
+    """Refuse a local vector file whose content may lead elsewhere.
+
+    Args:
+        path: A path that exists, or one of GDAL's.
+
+    Raises:
+        ValueError: If it is of none of a few formats, or a pipe stands beside it.
+    """
+    if is_remote(path):
+        return
+    folder, name = os.path.split(path)
+    for odd in look_into(folder or '.').odd:
+        if os.path.splitext(odd)[0].lower() == os.path.splitext(name)[0].lower():
+            raise ValueError(
+                f'roi={path!r}: beside it {odd!r} is a pipe, socket or device; remove '
+                'it'
+            )
+    with open(path, 'rb') as file:
+        start = file.read(16)
+        if any(start.startswith(mark) for mark in FORMATS):
+            return
+        content = start + file.read()
+    known = [*FORMATS.values(), 'GeoJSON']
+    message = (
+        f'roi={path!r}: not a readable vector file ({", ".join(known)}); give a '
+        'GeoPackage or GeoJSON of polygons'
+    )
+    try:
+        text = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f'{message} ({error!s:.200})') from error
+    kind = text.get('type') if isinstance(text, dict) else None
+    if kind not in GEOJSON:
+        raise ValueError(f'{message} (its type is {kind!r:.40})')
+
+
 def _read_file(path: str) -> shapely.Geometry:
     """Read the polygons of a vector file."""
     if not is_remote(path) and not os.path.isfile(path):
-        raise FileNotFoundError(f'roi={path!r}: no such file')
+        raise FileNotFoundError(f'roi={path!r}: no such file, or no regular one')
+    check_region(path)
     try:
-        frame = geopandas.read_file(path, columns=[])
-    except (DataSourceError, UnicodeDecodeError) as error:
+        with time_limits():
+            frame = geopandas.read_file(path, columns=[])
+    except (DataSourceError, UnicodeDecodeError, ShapelyError) as error:
         raise ValueError(
             f'roi={path!r}: not a readable vector file; give a GeoPackage or GeoJSON '
             f'of polygons ({error})'
@@ -76,26 +135,31 @@ def _read_file(path: str) -> shapely.Geometry:
         raise ValueError(f'roi={path!r}: holds no polygon')
     if frame.crs is None:
         raise ValueError(f'roi={path!r}: no coordinate reference system; give it one')
-    region = shapely.union_all(shapely.make_valid(frame.geometry.array))
     crs = CRS.from_user_input(frame.crs)
-    if crs != LONLAT and not region.is_empty:
-        left, bottom, right, top = region.bounds
-        region = shapely.segmentize(
-            region, max(right - left, top - bottom, 1e-9) / EDGE_POINTS
-        )
-        try:
+    try:
+        region = shapely.union_all(shapely.make_valid(frame.geometry.array))
+        if crs != LONLAT and not region.is_empty:
+            left, bottom, right, top = region.bounds
+            region = shapely.segmentize(
+                region, max(right - left, top - bottom, 1e-9) / EDGE_POINTS
+            )
             region = shape(transform_geom(crs, LONLAT, mapping(region)))
-        except CPLE_BaseError as error:
-            raise ValueError(
-                f'roi={path!r}: its outline has no longitude and latitude; correct its '
-                f'coordinate reference system ({error})'
-            ) from error
+    except (CPLE_BaseError, ShapelyError) as error:
+        raise ValueError(
+            f'roi={path!r}: its outline has no longitude and latitude; correct its '
+            f'coordinates or coordinate reference system ({error!s:.200})'
+        ) from error
     return _check(region, f'roi={path!r}')
 
 
 def _check(region: shapely.Geometry, name: str) -> shapely.Geometry:
     """Refuse what is no area on the Earth."""
-    region = shapely.make_valid(region)
+    try:
+        region = shapely.make_valid(region)
+    except ShapelyError as error:
+        raise ValueError(
+            f'{name}: its coordinates make no polygon; correct them ({error!s:.200})'
+        ) from error
     if not region.area > 0:
         raise ValueError(f'{name}: holds no polygon; give one that has an area')
     west, south, east, north = region.bounds

@@ -344,10 +344,11 @@ def open_scene(
         ValueError: If a file has no usable georeference, no real numbers as pixels,
             lacks a band, or has a date in its name that cannot be read.
     """
+    drivers = tuple(sensor.drivers or ())
     if isinstance(files, str):
-        grid = check_raster(files)
-        indexes = band_indexes(files, bands, sensor.all_bands)
-        sources = [Source.open(files, indexes, sensor.nodata)]
+        grid = check_raster(files, drivers)
+        indexes = band_indexes(files, bands, sensor.all_bands, drivers)
+        sources = [Source.open(files, indexes, sensor.nodata, drivers=drivers)]
     else:
         bands = bands or sorted(files)
         missing = [band for band in bands if band not in files]
@@ -357,18 +358,18 @@ def open_scene(
                 f'missing; there are files of {sorted(files)}'
             )
         paths = [files[str(band)] for band in bands]
-        grids = [check_raster(path) for path in paths]
+        grids = [check_raster(path, drivers) for path in paths]
         grid = min(grids, key=lambda grid: grid.pixel_area)
         sources = []
         for path, own in zip(paths, grids, strict=True):
-            indexes = band_indexes(path)
+            indexes = band_indexes(path, drivers=drivers)
             if len(indexes) != 1:
                 raise ValueError(
                     f'{path}: holds {len(indexes)} bands, but filename_regex says '
                     'that it holds one'
                 )
             other = None if own.matches(grid) else grid
-            sources.append(Source.open(path, indexes, sensor.nodata, other))
+            sources.append(Source.open(path, indexes, sensor.nodata, other, drivers))
     return Scene(
         tuple(sources),
         height=grid.height,

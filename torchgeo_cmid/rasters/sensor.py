@@ -29,12 +29,16 @@ class Sensor:
     filename_regex: str | None = None
     #: How dates are written, as of :meth:`datetime.datetime.strptime`.
     date_format: str = '%Y%m%d'
-    #: Fill value in addition to those that the files declare (NaN is allowed).
+    #: Fill value in addition to those that the files declare. NaN is one too, unless a
+    #: number is given here.
     nodata: float | None = None
     #: Factor from what the files store to the unit wanted.
     scale: float = 1.0
     #: Added after *scale*.
     offset: float = 0.0
+    #: GDAL's drivers that may open files, besides those of GeoTIFF, JPEG 2000, netCDF,
+    #: HDF5, Zarr, PNG, JPEG and VRTs of local files in these formats.
+    drivers: list[str] | None = None
 
     def __post_init__(self) -> None:
         """Check the values.
@@ -43,7 +47,7 @@ class Sensor:
             ValueError: If a list is empty or names a band twice, or *scale* or *offset*
                 is out of range.
         """
-        for name in ('bands', 'all_bands'):
+        for name in ('bands', 'all_bands', 'drivers'):
             value = getattr(self, name)
             if value is None:
                 continue

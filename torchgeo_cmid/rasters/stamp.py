@@ -8,7 +8,7 @@ import re
 from bisect import bisect_left
 from functools import lru_cache
 
-from .files import is_remote
+from .files import container, is_remote
 
 #: Sizes and times of change of the files that make up a raster.
 Stamp = tuple[tuple[int, int] | None, ...]
@@ -33,6 +33,7 @@ def take_stamp(path: str) -> Stamp | None:
         else that is not on a local disk is taken to stay what it is. None if there is
         nothing to go by.
     """
+    path = container(path)
     if is_remote(path):
         if '/vsimem/' in path:  # each process has its own
             return None
@@ -85,6 +86,7 @@ class Stamps:
 
     def _look(self, path: str) -> Seen | None:
         """Look at the files beside a raster that have its name."""
+        path = container(path)
         if is_remote(path):
             if '/vsimem/' in path:
                 return None

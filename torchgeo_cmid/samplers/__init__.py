@@ -3,6 +3,7 @@
 
 """Samplers that TorchGeo lacks."""
 
+from .numbered import NumberedPatches
 from .patches import GriddedScenePatchSampler, RandomScenePatchSampler
 
-__all__ = ('GriddedScenePatchSampler', 'RandomScenePatchSampler')
+__all__ = ('GriddedScenePatchSampler', 'NumberedPatches', 'RandomScenePatchSampler')

@@ -4,6 +4,7 @@
 """How likely a patch must be kept for every place on the ground to be as likely."""
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -15,8 +16,10 @@ from matplotlib.colors import BoundaryNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
+from rasterio.crs import CRS
+from tqdm import tqdm
 
-from ..datasets import Patch, Scenes
+from ..datasets import Patch, Scene, Scenes
 from ..datasets.splits import candidates
 from ..rasters.scene import LONLAT, transformer
 
@@ -100,32 +103,104 @@ class Ground:
         self.scenes = dataset.scenes
         self.size = size
         self.allowed = allowed
+        #: What depends on the ground alone of what is allowed: the same for scenes of
+        #: one grid. None if that is not known.
+        self.of_ground: Allowed | None = getattr(allowed, 'of_ground', None)
         self.footprints = footprints = dataset.index.geometry.to_numpy()
-        shapely.prepare(footprints)
-        self.tree = shapely.STRtree(footprints)
-        left, right = self.tree.query(footprints, predicate='intersects')
-        overlaps = np.zeros(len(self.scenes), dtype=np.bool_)
-        overlaps[left[left != right]] = True
-        #: Scenes that share ground with another.
-        self.overlaps = overlaps
-        #: The numbers of each two scenes that share ground.
-        self.shared = left, right
+        #: Number of the place of each scene: scenes of one grid, of many dates perhaps,
+        #: are at one place, and most is looked at once for all of them.
+        self.place, self.members = self._find_places()
+        #: The first scene of each place, as if it had no fill.
+        self.bare = [
+            replace(self.scenes[members[0]], coverage=None) for members in self.members
+        ]
+        outlines = footprints[[members[0] for members in self.members]]
+        # by their bounds: whether ground is shared shows when patches are looked at
+        left, right = shapely.STRtree(outlines).query(outlines)
+        order = np.lexsort((right, left))
+        starts = np.searchsorted(left[order], np.arange(1, len(outlines)))
+        #: For each place those, itself included, that may share ground with it.
+        self.near: list[Integers] = np.split(right[order], starts)
+        alone = [
+            len(near) == len(members) == 1
+            for near, members in zip(self.near, self.members, strict=True)
+        ]
+        #: Scenes that may share ground with another.
+        self.overlaps = ~np.array(alone, dtype=np.bool_)[self.place]
         #: Their times.
         self.intervals = dataset.index.index
+        transforms = [tuple(scene.transform)[:6] for scene in self.scenes]
+        self._transforms: Floats = np.array(transforms, dtype=np.float64)
+        systems = {crs: i for i, crs in enumerate({s.crs: None for s in self.bare})}
+        self._systems = np.array([systems[scene.crs] for scene in self.scenes])
 
         #: Scenes of which any patch may be drawn.
-        self.drawn = np.array(
-            [
-                allowed(i, *candidates(scene, size), size).any()
-                for i, scene in enumerate(self.scenes)
-            ]
-        )
-        areas = [self._probe(i) for i in range(len(self.scenes))]
+        self.drawn = self._find_drawn()
+        areas = [self._probe(int(members[0])) for members in self.members]
+        largest = np.array([area.max(initial=0) for area in areas])
         #: Ground area of the largest patch of each scene, 0 where none fits.
-        self.largest: Floats = np.array([area.max(initial=0) for area in areas])
+        self.largest: Floats = largest[self.place]
         smallest = np.array([area.min(initial=np.inf) for area in areas])
         #: Scenes whose patches differ in ground area.
-        self.uneven = smallest < (1 - UNEVEN) * self.largest
+        self.uneven = (smallest < (1 - UNEVEN) * largest)[self.place]
+        #: For each place the number of scenes without fill that are drawn from, and
+        #: the others.
+        self._plain = np.array([s.coverage is None for s in self.scenes]) & self.drawn
+        self._kinds = [
+            (
+                int(self._plain[members].sum()),
+                members[self.drawn[members] & ~self._plain[members]],
+            )
+            for members in self.members
+        ]
+
+    def _find_places(self) -> tuple[Integers, list[Integers]]:
+        """Number the places of scenes, and list the scenes of each."""
+        known: dict[object, int] = {}
+        place = np.zeros(len(self.scenes), dtype=np.int64)
+        for i, scene in enumerate(self.scenes):
+            region = None if scene.region is None else scene.region.wkb
+            grid = scene.crs, scene.transform, scene.height, scene.width, region
+            # what a user allows may be other patches of each scene
+            alone = None if self.of_ground is not None else i
+            place[i] = known.setdefault((grid, alone), len(known))
+        order = np.argsort(place, kind='stable')
+        ends = np.searchsorted(place[order], np.arange(1, len(known)))
+        return place, np.split(order, ends)
+
+    def _find_drawn(self) -> NDArray[np.bool_]:
+        """Tell of which scenes any patch may be drawn."""
+        plain: dict[int, bool] = {}
+        drawn = np.zeros(len(self.scenes), dtype=np.bool_)
+        for i, scene in enumerate(self.scenes):
+            place = int(self.place[i])
+            if scene.coverage is not None or place not in plain:
+                found = self.allowed(i, *candidates(scene, self.size), self.size).any()
+                drawn[i] = found
+                if scene.coverage is None:
+                    plain[place] = bool(found)
+            else:
+                drawn[i] = plain[place]
+        return drawn
+
+    def shares(self, test: Callable[[Integers, Integers], NDArray[np.bool_]]) -> bool:
+        """Tell whether two scenes that share ground pass a test.
+
+        Args:
+            test: Tells of scenes (n,) and others (n,) which pairs pass.
+
+        Returns:
+            True if any pair does.
+        """
+        for place, near in enumerate(self.near):
+            for other in near:
+                one, two = self.members[place], self.members[other]
+                left, right = np.repeat(one, len(two)), np.tile(two, len(one))
+                if test(left, right).any() and shapely.intersects(
+                    self.footprints[one[0]], self.footprints[two[0]]
+                ):
+                    return True
+        return False
 
     def divide(self) -> Parts:
         """Divide scenes into parts that the same other scenes show.
@@ -137,55 +212,84 @@ class Ground:
         Raises:
             ValueError: If no patch of any scene may be drawn.
         """
-        table = []
-        for scene in np.flatnonzero(self.drawn):
-            number = PARTS if self.overlaps[scene] else 1
-            shape = self.scenes[scene].height, self.scenes[scene].width
+        table, ranges, end = [], {}, 0
+        for place, members in enumerate(self.members):
+            if not self.drawn[members].any():
+                continue
+            number = PARTS if self.overlaps[members[0]] else 1
+            shape = self.bare[place].height, self.bare[place].width
             edges = [
                 np.unique(np.linspace(0, side - self.size + 1, number + 1, dtype=int))
                 for side in shape
             ]
             first = np.stack(np.meshgrid(edges[0][:-1], edges[1][:-1])).reshape(2, -1)
             after = np.stack(np.meshgrid(edges[0][1:], edges[1][1:])).reshape(2, -1)
-            same = np.full(first.shape[1], scene)
+            same = np.full(first.shape[1], members[0])
             table.append(np.column_stack([same, *first, *(after - first)]))
-        places = np.concatenate(table)
-        shown = [
-            self._shown(places[start : start + ROUND])
-            for start in range(0, len(places), ROUND)
-        ]
-        return Parts._make([*places.T, np.concatenate(shown)])
+            ranges[place] = slice(end, end + first.shape[1])
+            end += first.shape[1]
+        parts = np.concatenate(table)
+        shown, plain, covered = self._count_shown(parts)
+        found = []
+        for scene in np.flatnonzero(self.drawn):
+            part = ranges[int(self.place[scene])]
+            itself = plain if self._plain[scene] else covered[int(scene)]
+            k = shown[part] - itself[part] + 1
+            found.append(np.column_stack([np.full(len(k), scene), parts[part, 1:], k]))
+        return Parts._make(np.concatenate(found).T)
 
-    def _shown(self, places: Integers) -> Integers:
-        """Count the scenes that show the centres of all patches of parts, (m,).
+    def _count_shown(
+        self, parts: Integers
+    ) -> tuple[Integers, Integers, dict[int, Integers]]:
+        """Count the scenes that show the centres of all patches of parts.
 
         Looked at are nine patches of each, the outermost included, and whether anything
         between them keeps patches from being drawn.
 
         Args:
-            places: Scene, first row, first column, rows and columns of parts, (m, 5).
+            parts: The first scene of a place, first row, first column, rows and columns
+                of parts, (m, 5).
+
+        Returns:
+            Their number (m,), whether a scene of the same place is one of them if it
+            has no fill (m,), and if it has, for each such scene (m,).
         """
-        shown = np.ones(len(places), dtype=np.int64)
-        scene, row, col, rows, cols = places.T
-        steps = np.arange(3)[:, None] / 2
-        y = row + (steps * (rows - 1)).astype(np.int64)  # (3, m)
-        x = col + (steps * (cols - 1)).astype(np.int64)
-        probes = np.repeat(y, 3, axis=0).ravel(), np.tile(x, (3, 1)).ravel()
-        for other, here, y, x in self.elsewhere(np.tile(scene, 9), *probes):
-            if not self.drawn[other]:
-                continue
-            shows = np.zeros(9 * len(places), dtype=np.bool_)
-            shows[here] = self.fitting(other, y, x, self.size)[0]
-            part = np.flatnonzero(shows.reshape(9, -1).all(axis=0))
-            corners = np.full((2, 9 * len(places)), np.nan)
-            corners[:, here] = np.stack([y, x]) - self.size / 2
-            corners = corners.reshape(2, 9, -1)[..., part]
-            top, left = np.floor(corners.min(axis=1)).astype(np.int64)
-            bottom, right = np.ceil(corners.max(axis=1)).astype(np.int64) + self.size
-            shown[part] += self.scenes[other].eligible_throughout(
-                top, left, bottom - top, right - left, self.size
-            )
-        return shown
+        shown, plain = np.zeros((2, len(parts)), dtype=np.int64)
+        covered = {
+            int(scene): np.zeros(len(parts), dtype=np.int64)
+            for scene in np.flatnonzero(self.drawn & ~self._plain)
+        }
+        for start in range(0, len(parts), ROUND):
+            scene, row, col, rows, cols = parts[start : start + ROUND].T
+            steps = np.arange(3)[:, None] / 2
+            y = row + (steps * (rows - 1)).astype(np.int64)  # (3, m)
+            x = col + (steps * (cols - 1)).astype(np.int64)
+            probes = np.repeat(y, 3, axis=0).ravel(), np.tile(x, (3, 1)).ravel()
+            places = self._places_near(np.tile(scene, 9), *probes, slow=True)
+            for other, here, y, x in places:
+                number, others = self._kinds[other]
+                if not number and not len(others):
+                    continue
+                shows = np.zeros(9 * len(scene), dtype=np.bool_)
+                shows[here] = self._fits(other, y, x)[0]
+                part = np.flatnonzero(shows.reshape(9, -1).all(axis=0))
+                corners = np.full((2, 9 * len(scene)), np.nan)
+                corners[:, here] = np.stack([y, x]) - self.size / 2
+                corners = corners.reshape(2, 9, -1)[..., part]
+                top, left = np.floor(corners.min(axis=1)).astype(np.int64)
+                ends = np.ceil(corners.max(axis=1)).astype(np.int64) + self.size
+                place = top, left, ends[0] - top, ends[1] - left, self.size
+                own = self.place[scene[part]] == other
+                part += start
+                if number:
+                    whole = self.bare[other].eligible_throughout(*place)
+                    shown[part] += number * whole
+                    plain[part[own]] = whole[own]
+                for member in others:
+                    whole = self.scenes[member].eligible_throughout(*place)
+                    shown[part] += whole
+                    covered[int(member)][part[own]] = whole[own]
+        return shown, plain, covered
 
     def chance(self, scenes: Integers, rows: Integers, cols: Integers) -> Floats:
         """Find how much patches that were drawn count.
@@ -330,25 +434,66 @@ class Ground:
             Number of a scene, indices of the patches whose centres it shows (m,), and
             the rows and the columns of these centres in it (m,).
         """
-        lonlat = np.full((len(scenes), 2), np.nan)
-        for scene in np.unique(scenes[self.overlaps[scenes]]):
-            here = scenes == scene
-            centre = self.size / 2
-            lonlat[here] = self._lonlat(scene, rows[here] + centre, cols[here] + centre)
-        known = np.flatnonzero(~np.isnan(lonlat[:, 0]))
-        # by their bounds first: the tree would compare with outlines one by one
-        places, others = self.tree.query(shapely.points(lonlat[known]))
-        order = np.argsort(others, kind='stable')
-        others, starts = np.unique(others[order], return_index=True)
-        groups = np.split(known[places[order]], starts[1:])
-        for other, here in zip(others, groups, strict=False):
-            here = here[scenes[here] != other]
-            here = here[shapely.intersects_xy(self.footprints[other], lonlat[here])]
-            scene = self.scenes[other]
-            x, y = transformer(LONLAT, scene.crs).transform(*lonlat[here].T)
-            x = scene.wrap(x)
+        for place, here, y, x in self._places_near(scenes, rows, cols):
+            for other in self.members[place]:
+                apart = scenes[here] != other
+                yield int(other), here[apart], y[apart], x[apart]
+
+    def _places_near(
+        self, scenes: Integers, rows: Integers, cols: Integers, slow: bool = False
+    ) -> Iterator[tuple[int, Integers, Floats, Floats]]:
+        """Find the places, their own included, that show the centres of patches.
+
+        Args:
+            scenes: Numbers of the scenes (n,).
+            rows: First rows of the patches (n,).
+            cols: First columns of the patches (n,).
+            slow: Show how far it is, if it takes seconds.
+
+        Yields:
+            Number of a place, indices of the patches whose centres it shows (m,), and
+            the rows and the columns of these centres in it (m,).
+        """
+        known = np.flatnonzero(self.overlaps[scenes])
+        if not len(known):
+            return
+        y, x = rows[known] + self.size / 2, cols[known] + self.size / 2
+        a, b, c, d, e, f = self._transforms[scenes[known]].T
+        x, y = a * x + b * y + c, d * x + e * y + f
+        systems, places = self._systems[scenes[known]], self.place[scenes[known]]
+        lonlat = np.full((2, len(known)), np.nan)
+        for system in np.unique(systems):
+            here = systems == system
+            crs = self.scenes[scenes[known[here][0]]].crs
+            lonlat[:, here] = self._turn(crs, x[here], y[here])
+        others = np.unique(np.concatenate([self.near[p] for p in np.unique(places)]))
+        is_near = np.zeros(len(self.members), dtype=np.bool_)
+        for other in tqdm(
+            others,
+            'Shared ground',
+            unit='place',
+            delay=3,
+            leave=False,
+            disable=not slow,
+        ):
+            is_near[self.near[other]] = True
+            here = np.flatnonzero(is_near[places])
+            is_near[self.near[other]] = False
+            scene, first = self.bare[other], self.members[other][0]
+            if (systems[here] == self._systems[first]).all():
+                right, down = x[here], y[here]
+            else:
+                outline = self.footprints[first]
+                shapely.prepare(outline)
+                here = here[shapely.intersects_xy(outline, lonlat[:, here].T)]
+                right, down = transformer(LONLAT, scene.crs).transform(*lonlat[:, here])
+            right = scene.wrap(right)
             a, b, c, d, e, f = (~scene.transform)[:6]
-            yield int(other), here, d * x + e * y + f, a * x + b * y + c
+            row, col = d * right + e * down + f, a * right + b * down + c
+            inside = (row >= 0) & (row <= scene.height)
+            inside &= (col >= 0) & (col <= scene.width)
+            here, row, col = here[inside], row[inside], col[inside]
+            yield int(other), known[here], row, col
 
     def equal_size(
         self, other: int, areas: Floats, rows: Floats, cols: Floats
@@ -400,21 +545,46 @@ class Ground:
             Whether each lies in the scene and may be drawn, its first row and its first
             column (n,).
         """
-        scene = self.scenes[other]
+        fits, row, col = self._inside(self.scenes[other], rows, cols, sizes)
+        size = sizes if isinstance(sizes, int) else sizes[fits]
+        fits[fits] = self.allowed(other, row[fits], col[fits], size)
+        return fits, row, col
+
+    def _inside(
+        self, scene: Scene, rows: Floats, cols: Floats, sizes: int | Integers
+    ) -> tuple[NDArray[np.bool_], Integers, Integers]:
+        """Place patches around their centres, and tell which lie in a scene."""
         row = np.rint(rows - np.asarray(sizes) / 2).astype(np.int64)
         col = np.rint(cols - np.asarray(sizes) / 2).astype(np.int64)
         fits = (row >= 0) & (row <= scene.height - sizes)
         fits &= (col >= 0) & (col <= scene.width - sizes)
-        size = sizes if isinstance(sizes, int) else sizes[fits]
-        fits[fits] = self.allowed(other, row[fits], col[fits], size)
+        return fits, row, col
+
+    def _fits(
+        self, place: int, rows: Floats, cols: Floats
+    ) -> tuple[NDArray[np.bool_], Integers, Integers]:
+        """Do as :meth:`fitting` for all scenes of a place, but for their fill."""
+        scene = self.bare[place]
+        fits, row, col = self._inside(scene, rows, cols, self.size)
+        first = int(self.members[place][0])
+        ground = self.allowed if self.of_ground is None else self.of_ground
+        usable = ground(first, row[fits], col[fits], self.size)
+        fits[fits] = usable & scene.eligible(row[fits], col[fits], self.size)
         return fits, row, col
 
     def _multiplicity(self, scenes: Integers, rows: Integers, cols: Integers) -> Floats:
         """Count the scenes of which a patch could be drawn with the same centre."""
         number = np.ones(len(scenes))
-        for other, here, row, col in self.elsewhere(scenes, rows, cols):
-            if self.drawn[other]:
-                number[here] += self.fitting(other, row, col, self.size)[0]
+        for place, here, y, x in self._places_near(scenes, rows, cols):
+            plain, covered = self._kinds[place]
+            fits, row, col = self._fits(place, y, x)
+            here, row, col = here[fits], row[fits], col[fits]
+            own = scenes[here]
+            itself = self._plain[own] & (self.place[own] == place)
+            number[here] += plain - itself
+            for member in covered:
+                usable = self.scenes[member].eligible(row, col, self.size)
+                number[here] += usable & (own != member)
         return number
 
     def _probe(self, scene: int) -> Floats:
@@ -449,6 +619,11 @@ class Ground:
         """Longitude and latitude (n, 2) of places in a scene."""
         a, b, c, d, e, f = self.scenes[scene].transform[:6]
         x, y = a * cols + b * rows + c, d * cols + e * rows + f
-        lon, lat = transformer(self.scenes[scene].crs, LONLAT).transform(x, y)
+        return np.stack(self._turn(self.scenes[scene].crs, x, y), axis=-1)
+
+    @staticmethod
+    def _turn(crs: CRS, x: Floats, y: Floats) -> tuple[Floats, Floats]:
+        """Longitudes, from -180 on, and latitudes of coordinates."""
+        lon, lat = transformer(crs, LONLAT).transform(x, y)
         with np.errstate(invalid='ignore'):  # off the Earth
-            return np.stack([(lon + 180) % 360 - 180, lat], axis=-1)
+            return (lon + 180) % 360 - 180, lat

@@ -62,8 +62,7 @@ class OtherDates:
             (end.year * 366 + end.day_of_year).to_numpy()
             for end in (times.left, times.right)
         )
-        left, right = ground.shared
-        if not self._apart(left, right).any():
+        if not ground.shares(self._apart):
             known, unbounded = len(times.unique()), UNBOUNDED in times
             raise ValueError(
                 f'dates=2, but no two of {len(times)} scenes show the same ground on '

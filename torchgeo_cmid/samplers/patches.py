@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DistributedSampler, Sampler
 
 from ..datasets import Patch, PatchPair, Scenes
-from ..datasets.splits import candidates
+from ..datasets.splits import AreaSplit, candidates
 from .ground import Allowed, Ground, Integers
 from .pairs import find_other_dates
 
@@ -40,24 +40,39 @@ def everywhere(
     return np.ones(rows.shape, dtype=np.bool_)
 
 
-def with_data(dataset: Scenes, allowed: Allowed) -> Allowed:
-    """Allow only the patches that lie in the region of interest and have data enough.
+class WithData:
+    """Allows only patches that lie in the region of interest and have data enough."""
 
-    Args:
-        dataset: The scenes.
-        allowed: Tells which patches are allowed otherwise.
+    def __init__(self, dataset: Scenes, allowed: Allowed) -> None:
+        """Initialize a new WithData instance.
 
-    Returns:
-        Tells which patches may be used.
-    """
+        Args:
+            dataset: The scenes.
+            allowed: Tells which patches are allowed otherwise.
+        """
+        self.scenes, self.allowed = dataset.scenes, allowed
+        ground = allowed is everywhere or (
+            isinstance(getattr(allowed, '__self__', None), AreaSplit)
+        )
+        #: What depends on the ground alone: the same for scenes of one grid.
+        self.of_ground = allowed if ground else None
 
-    def usable(
-        scene: int, rows: Integers, cols: Integers, size: int | Integers
+    def __call__(
+        self, scene: int, rows: Integers, cols: Integers, size: int | Integers
     ) -> NDArray[np.bool_]:
-        eligible = dataset.scenes[scene].eligible(rows, cols, size)
-        return eligible & allowed(scene, rows, cols, size)
+        """Tell which patches may be used.
 
-    return usable
+        Args:
+            scene: Number of the scene.
+            rows: First rows of the patches (n,).
+            cols: First columns of the patches (n,).
+            size: Height and width of the patches in pixels, one or (n,).
+
+        Returns:
+            True for those that may (n,).
+        """
+        eligible = self.scenes[scene].eligible(rows, cols, size)
+        return eligible & self.allowed(scene, rows, cols, size)
 
 
 class RandomScenePatchSampler(DistributedSampler[Patch | PatchPair]):
@@ -109,7 +124,7 @@ class RandomScenePatchSampler(DistributedSampler[Patch | PatchPair]):
         self.num_samples = math.ceil(length / num_replicas)
         self.total_size = self.num_samples * num_replicas
         self.size = size
-        self.usable = with_data(dataset, allowed)
+        self.usable = WithData(dataset, allowed)
         #: Patches of the next epoch that are left out, having been seen before.
         self.first = 0
 
@@ -134,14 +149,33 @@ class RandomScenePatchSampler(DistributedSampler[Patch | PatchPair]):
         Raises:
             ValueError: If next to no patch may be drawn.
         """
-        choice = np.random.default_rng([self.seed, self.epoch, 1])
         first, self.first = self.first, 0
+        yield from self._addresses(self.rank, first)
+
+    def listed(self) -> list[Patch | PatchPair]:
+        """List the patches of the current epoch, of all processes.
+
+        Returns:
+            The patches, or the pairs.
+
+        Raises:
+            ValueError: If next to no patch may be drawn.
+        """
+        return list(self._addresses())
+
+    def _addresses(
+        self, own_rank: int | None = None, first: int = 0
+    ) -> Iterator[Patch | PatchPair]:
+        """Draw the patches of an epoch, those of one process or of all."""
+        choice = np.random.default_rng([self.seed, self.epoch, 1])
         position = 0
         for drawn in self._rounds([self.seed, self.epoch], self.total_size):
             turn, rank = np.divmod(position + np.arange(len(drawn)), self.num_replicas)
             position += len(drawn)
             draws = choice.random(len(drawn))
-            own = (rank == self.rank) & (turn >= first)
+            own = turn >= first
+            if own_rank is not None:
+                own &= rank == own_rank
             if self.other_dates is None:
                 yield from self._patches(drawn[own])
             else:
@@ -212,6 +246,8 @@ class GriddedScenePatchSampler(Sampler[Patch | PatchPair]):
         stride: int | None = None,
         allowed: Allowed = everywhere,
         dates: int = 1,
+        share: float = 1.0,
+        length: int | None = None,
     ) -> None:
         """Initialize a new GriddedScenePatchSampler instance.
 
@@ -223,13 +259,18 @@ class GriddedScenePatchSampler(Sampler[Patch | PatchPair]):
             dates: 1, or 2 for pairs of a patch and one of the same ground at another
                 time, always the same: see
                 :class:`~torchgeo_cmid.samplers.pairs.OtherDates`.
+            share: Share of the patches to yield, more than 0 and at most 1, at least
+                one of them: spread evenly over the scenes.
+            length: Patches to yield, at most (defaults to *share* of them).
 
         Raises:
             ValueError: If *dates* is 2 and no scenes of different times show the same
-                ground.
+                ground, or *length* is not positive.
         """
+        if length is not None and length < 1:
+            raise ValueError(f'length={length} must be at least 1')
         self.size = size
-        usable = with_data(dataset, allowed)
+        usable = WithData(dataset, allowed)
         grids = [np.zeros((0, 3), dtype=np.int64)]
         for i, scene in enumerate(dataset.scenes):
             rows, cols = candidates(scene, size)
@@ -246,6 +287,11 @@ class GriddedScenePatchSampler(Sampler[Patch | PatchPair]):
             keep = usable(i, rows, cols, size)
             grids.append(np.stack([np.full(rows.shape, i), rows, cols], axis=1)[keep])
         self.patches = np.concatenate(grids)
+        total = len(self.patches)
+        number = math.ceil(total * min(share, 1)) if length is None else length
+        if number < total:
+            kept = (np.arange(number) + 0.5) * (total / number)
+            self.patches = self.patches[kept.astype(np.int64)]
         self.other_dates = None
         if dates != 1:
             self.other_dates = find_other_dates(dates, Ground(dataset, size, usable))
@@ -258,6 +304,14 @@ class GriddedScenePatchSampler(Sampler[Patch | PatchPair]):
             return
         for scene, row, col in self.patches:
             yield Patch(int(scene), int(row), int(col), self.size)
+
+    def listed(self) -> list[Patch | PatchPair]:
+        """List the patches.
+
+        Returns:
+            The patches, or the pairs.
+        """
+        return list(self)
 
     def __len__(self) -> int:
         """Return the number of patches."""

@@ -207,11 +207,13 @@ def test_resuming_compiled_or_not(before: bool, after: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    'model', ['test_vit', 'test_convnext', 'swin_tiny_patch4_window7_224']
+    ('model', 'size'),
+    [('test_vit', 160), ('test_convnext', 64), ('swin_tiny_patch4_window7_224', 224)],
 )
-def test_families_in_stock_classification(model: str, tmp_path: Path) -> None:
+def test_families_in_stock_classification(
+    model: str, size: int, tmp_path: Path
+) -> None:
     """Regression: TorchGeo looks for a classifier where ResNets have it."""
-    size = 224 if 'swin' in model else 64
     source = small(model, size=size)
     content = {
         'state_dict': source.state_dict(),

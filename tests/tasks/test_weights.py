@@ -3,6 +3,7 @@
 
 """Where a pre-training can start from."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -226,3 +227,25 @@ def test_families_in_stock_classification(
     state = task.model.state_dict()
     for name, tensor in source.student.backbone.state_dict().items():
         assert torch.equal(state[name], tensor), name
+
+
+@pytest.mark.parametrize('kind', ['pipe', 'link to a pipe', 'folder', 'broken link'])
+def test_no_regular_file(kind: str, tmp_path: Path) -> None:
+    """Regression: a pipe was waited for, for ever."""
+    path = tmp_path / 'weights.pth'
+    if kind == 'folder':
+        path.mkdir()
+    elif kind == 'broken link':
+        path.symlink_to(tmp_path / 'nowhere')
+    else:
+        os.mkfifo(tmp_path / 'pipe')
+        path.symlink_to(tmp_path / 'pipe')
+        if kind == 'pipe':
+            path = tmp_path / 'pipe'
+    for call in (
+        lambda: small('resnet18', weights=str(path)),
+        lambda: Classification(model='resnet18', weights=str(path), num_classes=3),
+        lambda: export_backbone(path, tmp_path / 'out.safetensors'),
+    ):
+        with pytest.raises(ValueError, match=path.name):
+            call()

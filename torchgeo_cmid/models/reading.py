@@ -41,9 +41,12 @@ def read_weights(path: str | os.PathLike[str], weights_only: bool = True) -> Any
         What the file holds, on the CPU.
 
     Raises:
-        ValueError: If the file is a web page, truncated or something else, or if it is
-            unsafe while *weights_only*.
+        ValueError: If there is no such file, or it is a pipe, a folder, a web page,
+            truncated or something else, or if it is unsafe while *weights_only*.
     """
+    if not Path(path).is_file():
+        kind = 'no such file' if not os.path.lexists(path) else 'no regular file'
+        raise ValueError(f"'{path}': {kind}; give a file of weights")
     with Path(path).open('rb') as file:
         start = file.read(512)
     in_zip = start.startswith(b'PK\x03\x04')  # as torch looks

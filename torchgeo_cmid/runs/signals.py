@@ -81,7 +81,9 @@ class SaveOnSigterm(Callback):
         """
         self.noted = self._begun = False
         self.answers = None
-        loops = trainer.fit_loop, trainer.fit_loop.epoch_loop.val_loop
+        loops: list[Any] = [trainer.fit_loop]
+        if trainer.enable_validation:
+            loops.append(trainer.fit_loop.epoch_loop.val_loop)
         for loop in loops:
             loop.setup_data()
             loaders = loop._combined_loader

@@ -13,15 +13,20 @@ UV_INSTALL = UV_COMPILE_BYTECODE=1 $(BIN)/uv pip install \
 	--build-constraints constraints.txt
 SHELL := /bin/sh
 .DELETE_ON_ERROR:
-.PHONY: quickstart test lint package minimum benchmark install constraints clean
+.PHONY: quickstart test test-slow lint package minimum benchmark install constraints clean
 
 ## Pre-train on the Landsat scene that the package ships (about 2 minutes on a CPU).
 quickstart: $(STAMP)
 	$(BIN)/torchgeo fit --config experiments/quickstart.yaml
 
-## Linter, type checker, and all tests with the network blocked.
+## Linter, type checker, and the tests with the network blocked, bar the slow ones.
 test: lint
-	$(BIN)/pytest -n 2 --dist worksteal --cov=torchgeo_cmid --cov-fail-under=95
+	$(BIN)/pytest -n 2 --dist worksteal -m 'not slow' --cov=torchgeo_cmid \
+	--cov-fail-under=95
+
+## The slow ones: every cell of the table of transfer, chains of interruptions, signals.
+test-slow: $(STAMP)
+	$(BIN)/pytest -n 2 --dist worksteal -m slow
 
 lint: $(STAMP)
 	$(BIN)/ruff check

@@ -186,6 +186,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp('weights')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('data', DATA)
 @pytest.mark.parametrize('way', WAYS)
 @pytest.mark.parametrize('task', TASKS)

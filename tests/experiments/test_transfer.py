@@ -18,6 +18,8 @@ from torchgeo.models import get_weight
 import torchgeo_cmid.tasks
 from tests.data.transfer.data import GENERATE
 
+pytestmark = pytest.mark.slow
+
 EXPERIMENTS = Path('experiments/transfer')
 BACKBONES = ('cmid_resnet50', 'cmid_swin_b')
 #: Data sets whose stock data modules give 0..1, and those that standardise themselves.

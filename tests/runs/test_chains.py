@@ -18,6 +18,8 @@ from tests.runs.test_interruption import assert_equal
 from torchgeo_cmid.datamodules import RasterFolderDataModule
 from torchgeo_cmid.tasks import CMID
 
+pytestmark = pytest.mark.slow
+
 BATCHES, EPOCHS = 6, 3
 #: How a run is set up; interruptions must not change where it ends.
 SETTINGS: list[dict[str, Any]] = [

@@ -23,6 +23,8 @@ from tests.runs.interrupted_run import Signal, run
 from tests.runs.test_interruption import assert_equal, final_state
 from torchgeo_cmid.runs.signals import IgnoreSigterm
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope='module')
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -184,6 +184,7 @@ class TestRasterFolder:
     def test_alias(self, scenes: Path) -> None:
         fit_scenes(scenes, '--model.class_path', 'CMID', '--trainer.fast_dev_run', '1')
 
+    @pytest.mark.slow
     def test_golden_curve(self, scenes: Path) -> None:
         """Twenty steps in double precision: the first ten to 1e-3."""
         torch.set_num_threads(1)

@@ -148,6 +148,14 @@ def test_users_own() -> None:
     changed = EuroSATDataModule(transforms=lambda sample: sample)
     with pytest.raises(UnknownPixelsError, match='has transforms of the user'):
         read_applied(changed, 'fit')
+    resized = EuroSATDataModule(transforms=K.AugmentationSequential(K.Resize(64)))
+    assert read_applied(resized, 'fit') == read_applied(EuroSATDataModule(), 'fit')
+    changed = EuroSATDataModule(transforms=nn.Sequential(Scaled(0.0, 255.0)))
+    with pytest.raises(UnknownPixelsError, match='what Scaled does'):
+        read_applied(changed, 'fit')
+    changed = EuroSATDataModule(transforms=nn.Sequential(K.Normalize(0.0, 255.0)))
+    with pytest.raises(UnknownPixelsError, match='normalises in its transforms'):
+        read_applied(changed, 'fit')
     with pytest.raises(UnknownPixelsError, match='Before changes batches by code'):
         read_applied(Before(), 'fit')
     own = UCMercedDataModule()

@@ -345,7 +345,9 @@ class TestBadInput:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(CMID, 'forward', constant)
             with pytest.warns(UserWarning, match='the features have collapsed'):
-                fit_scenes(scenes, '--trainer.max_steps=2')
+                fit_scenes(  # a longer epoch has more validation patches
+                    scenes, '--trainer.max_epochs=1', '--data.init_args.length=64'
+                )
 
 
 class TestWeights:

@@ -117,8 +117,12 @@ def read_applied(datamodule: Any, stage: str, unit: float | None = None) -> Appl
     own = _find_override(type(datamodule))
     if own is not None:
         raise UnknownPixelsError(f'{own} changes batches by code of its own')
-    if datamodule.kwargs.get('transforms') is not None:
-        raise UnknownPixelsError(f'{name} has transforms of the user')
+    transforms = datamodule.kwargs.get('transforms')
+    if transforms is not None:  # VHR10DataModule resizes by its own
+        if not isinstance(transforms, nn.Module):
+            raise UnknownPixelsError(f'{name} has transforms of the user')
+        if _compose(transforms, f'{name}, transforms') != ((0.0,), (1.0,)):
+            raise UnknownPixelsError(f'{name} normalises in its transforms')
     found = {}
     for split in SPLITS[stage]:
         augmentation = getattr(datamodule, f'{split}_aug') or datamodule.aug

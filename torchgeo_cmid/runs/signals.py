@@ -190,6 +190,8 @@ class SaveOnSigterm(Callback):
         environment = trainer._accelerator_connector.cluster_environment
         if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
             return  # Lightning saves and puts the job into the queue again
+        if trainer.received_sigterm and not self._begun:
+            raise SystemExit(128 + signal.SIGTERM)  # it came while the run was set up
         for number in (signal.SIGTERM, signal.SIGUSR1):
             self._before[number] = signal.signal(number, self._note)
 

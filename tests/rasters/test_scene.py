@@ -306,3 +306,11 @@ def test_landsat8() -> None:
     first, second = (sample['image'].flatten(1) for sample in samples)
     for a, b in zip(first, second, strict=True):
         assert torch.corrcoef(torch.stack([a, b]))[0, 1] > 0.99
+
+
+def test_many_beyond_the_earth(tmp_path: Path) -> None:
+    """GDAL tells of five outlines that it cannot project, then fails silently."""
+    path = write_scene(tmp_path / 'far.tif', bands=1, origin=(1e30, 1e30))
+    for _ in range(8):  # the first has it from GDAL, the last from nobody
+        with pytest.raises(ValueError, match='no longitude and latitude'):
+            Scenes(path)

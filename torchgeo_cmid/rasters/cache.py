@@ -32,12 +32,11 @@ from uuid import uuid4
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
-from rasterio._err import CPLE_BaseError  # what rasterio.warp raises
-from rasterio.errors import RasterioError
 from rasterio.windows import Window
 from safetensors.numpy import save
 
 from .confined import ConfinedFolder
+from .errors import GDAL_ERRORS
 from .files import is_remote
 from .raster import Grid, open_raster
 from .source import EXACT, Pixels, Source
@@ -259,7 +258,7 @@ class BlockCache:
             width = min(number * size, src.width - first * size)
             strip = Window(first * size, row * size, width, height)
             data, valid, _ = source.load(strip, stamp=stamp)
-        except (OSError, ValueError, RasterioError, CPLE_BaseError):
+        except (OSError, ValueError, *GDAL_ERRORS):
             return False  # what the window needs of it may be readable
         if take_stamp(source.path) != stamp:  # changed while it was decoded
             return False

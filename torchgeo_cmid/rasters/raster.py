@@ -14,13 +14,13 @@ from functools import lru_cache
 
 import numpy as np
 from rasterio import Affine
-from rasterio._err import CPLE_BaseError  # what rasterio.warp raises
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, MaskFlags, Resampling
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import DatasetReader
 from rasterio.vrt import WarpedVRT
 
+from .errors import GDAL_ERRORS
 from .files import container, is_remote
 from .opening import FORMATS, check_whole, environment, open_allowed
 from .stamp import Stamp
@@ -243,7 +243,7 @@ def refused(path: str) -> Iterator[None]:
         yield
     except UnicodeEncodeError as error:
         raise OSError(f'{path!r}: its name is not UTF-8; rename it') from error
-    except (RasterioError, CPLE_BaseError) as error:
+    except GDAL_ERRORS as error:
         raise OSError(
             f'{path}: not a readable raster ({FORMATS}); replace, remove or exclude '
             f'it, or name the GDAL driver of its format in drivers ({error!s:.200})'

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 import geopandas
 import shapely
 from pyogrio.errors import DataSourceError  # type: ignore[import-untyped]
-from rasterio._err import CPLE_BaseError  # what rasterio.warp raises
 from rasterio.crs import CRS
 from rasterio.warp import transform_geom
 from shapely.errors import ShapelyError
 from shapely.geometry import mapping, shape
 
+from .errors import GDAL_ERRORS
 from .files import is_remote
 from .opening import look_into
 from .scene import EDGE_POINTS, LONLAT
@@ -144,7 +144,7 @@ def _read_file(path: str) -> shapely.Geometry:
                 region, max(right - left, top - bottom, 1e-9) / EDGE_POINTS
             )
             region = shape(transform_geom(crs, LONLAT, mapping(region)))
-    except (CPLE_BaseError, ShapelyError) as error:
+    except (*GDAL_ERRORS, ShapelyError) as error:
         raise ValueError(
             f'roi={path!r}: its outline has no longitude and latitude; correct its '
             f'coordinates or coordinate reference system ({error!s:.200})'

@@ -13,7 +13,6 @@ import shapely
 from numpy.typing import NDArray
 from pyproj import Transformer
 from rasterio import Affine
-from rasterio._err import CPLE_BaseError  # what rasterio.warp raises
 from rasterio.crs import CRS
 from rasterio.warp import transform_geom
 from rasterio.windows import Window
@@ -23,6 +22,7 @@ from shapely.geometry import mapping, shape
 from .cache import BlockCache
 from .coverage import Coverage
 from .dates import UNBOUNDED, find_interval
+from .errors import GDAL_ERRORS
 from .raster import band_indexes, check_raster
 from .sensor import Sensor
 from .source import Source
@@ -100,7 +100,7 @@ class Scene:
         outline = affine_transform(self.outline, self.transform.to_shapely())
         try:
             lonlat = shape(transform_geom(self.crs, LONLAT, mapping(outline)))
-        except CPLE_BaseError as error:
+        except GDAL_ERRORS as error:
             raise self._nowhere(error) from error
         west, south, east, north = lonlat.bounds
         if not (-540 <= west <= east <= 540 and -90.01 <= south <= north <= 90.01):

@@ -9,13 +9,12 @@ from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from rasterio._err import CPLE_BaseError  # what rasterio.warp raises
 from rasterio.enums import ColorInterp, MaskFlags
-from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
+from .errors import GDAL_ERRORS
 from .files import container, is_remote
 from .opening import check_files, check_side_files, environment
 from .raster import Grid, is_paletted, open_raster, refused
@@ -210,7 +209,7 @@ class Source:
                     )
                     for band, index in zip(data, self.indexes, strict=True):
                         src.read(index, window=window, out=band)
-        except (RasterioError, CPLE_BaseError) as error:
+        except GDAL_ERRORS as error:
             raise self._unreadable(window, error) from error
         floating = any(_kind(dtype).kind == 'f' for dtype in dtypes)
         return Pixels(data, self._declared(src, window), floating)
@@ -280,7 +279,7 @@ class Source:
             try:
                 with self._reading(src):
                     valid = src.read_masks(indexes, window=window).all(axis=0)
-            except (RasterioError, CPLE_BaseError) as error:
+            except GDAL_ERRORS as error:
                 raise self._unreadable(window, error, 'its mask is ') from error
         return valid
 

@@ -17,7 +17,8 @@ from pyproj import Transformer
 from tests.data.geotiff.data import ORIGIN, write_scene
 from torchgeo_cmid.datasets import Patch, Scenes, split_by_area
 from torchgeo_cmid.samplers import GriddedScenePatchSampler, RandomScenePatchSampler
-from torchgeo_cmid.samplers.ground import Ground, Integers
+from torchgeo_cmid.samplers.ground import Ground
+from torchgeo_cmid.samplers.overlap import Integers
 from torchgeo_cmid.samplers.patches import everywhere
 
 NUMBER = 20_000
@@ -134,7 +135,7 @@ def test_overlap_across_crs_and_resolutions(tmp_path: Path) -> None:
     dataset = Scenes(tmp_path)
     assert dataset.index.geometry.iloc[0].intersects(dataset.index.geometry.iloc[1])
     sampler = RandomScenePatchSampler(dataset, size=16, length=2000)
-    assert sampler.ground.overlaps.all()
+    assert sampler.ground.overlap.overlaps.all()
     scenes, rows, cols = np.array([patch[:3] for patch in sampler]).T
     chance = sampler.ground.chance(scenes, rows, cols)
     assert set(np.unique(chance)) == {0.5, 1.0}
@@ -284,7 +285,9 @@ class TestExample:
         (axes, bar) = figure.axes
         assert axes.get_title() == 'Ground: centres of patches of 20 pixels'
         assert len(axes.patches) == 2  # the footprints
-        for patch, footprint in zip(axes.patches, ground.footprints, strict=True):
+        for patch, footprint in zip(
+            axes.patches, ground.overlap.footprints, strict=True
+        ):
             extent = patch.get_path().get_extents().bounds
             west, south, east, north = footprint.bounds
             assert extent == pytest.approx((west, south, east - west, north - south))

@@ -124,7 +124,8 @@ class TestPairs:
 
     def test_draws_next_to_one(self, dataset: Scenes) -> None:
         """Rounding takes no partner of another patch."""
-        dates = OtherDates(sampler(dataset).ground)
+        drawn = sampler(dataset)
+        dates = OtherDates(drawn.ground.overlap, drawn.usable)
         patches = np.array(
             [pair.first[:3] for pair in pairs_of(sampler(dataset, length=512))]
         )

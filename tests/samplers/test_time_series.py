@@ -78,7 +78,7 @@ def test_as_one_by_one(
     allowed = split_by_area(scenes, 16, 0.3).train if split else everywhere
     once = RandomScenePatchSampler(scenes, size=16, length=200, allowed=allowed)
     each = RandomScenePatchSampler(scenes, size=16, length=200, allowed=opaque(allowed))
-    assert len(once.ground.members) < len(each.ground.members) or shift
+    assert len(once.ground.overlap.members) < len(each.ground.overlap.members) or shift
     for name in ('drawn', 'largest', 'uneven', 'overlaps'):
         np.testing.assert_array_equal(
             getattr(once.ground, name), getattr(each.ground, name)

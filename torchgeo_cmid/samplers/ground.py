@@ -3,8 +3,7 @@
 
 """How likely a patch must be kept for every place on the ground to be as likely."""
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -16,15 +15,10 @@ from matplotlib.colors import BoundaryNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
-from rasterio.crs import CRS
-from tqdm import tqdm
 
-from ..datasets import Patch, Scene, Scenes
+from ..datasets import Patch, Scenes
 from ..datasets.splits import candidates
-from ..rasters.scene import LONLAT, transformer
-
-Integers = NDArray[np.int64]
-Floats = NDArray[np.float64]
+from .overlap import Floats, Integers, Overlap, around
 
 #: Tells for patches of one scene (its number, first rows, first columns, height and
 #: width) which of them may be drawn.
@@ -100,49 +94,24 @@ class Ground:
             size: Height and width of a patch in pixels.
             allowed: Tells which patches may be drawn.
         """
-        self.scenes = dataset.scenes
         self.size = size
         self.allowed = allowed
         #: What depends on the ground alone of what is allowed: the same for scenes of
         #: one grid. None if that is not known.
         self.of_ground: Allowed | None = getattr(allowed, 'of_ground', None)
-        self.footprints = footprints = dataset.index.geometry.to_numpy()
-        #: Number of the place of each scene: scenes of one grid, of many dates perhaps,
-        #: are at one place, and most is looked at once for all of them.
-        self.place, self.members = self._find_places()
-        #: The first scene of each place, as if it had no fill.
-        self.bare = [
-            replace(self.scenes[members[0]], coverage=None) for members in self.members
-        ]
-        outlines = footprints[[members[0] for members in self.members]]
-        # by their bounds: whether ground is shared shows when patches are looked at
-        left, right = shapely.STRtree(outlines).query(outlines)
-        order = np.lexsort((right, left))
-        starts = np.searchsorted(left[order], np.arange(1, len(outlines)))
-        #: For each place those, itself included, that may share ground with it.
-        self.near: list[Integers] = np.split(right[order], starts)
-        alone = [
-            len(near) == len(members) == 1
-            for near, members in zip(self.near, self.members, strict=True)
-        ]
-        #: Scenes that may share ground with another.
-        self.overlaps = ~np.array(alone, dtype=np.bool_)[self.place]
-        #: Their times.
-        self.intervals = dataset.index.index
-        transforms = [tuple(scene.transform)[:6] for scene in self.scenes]
-        self._transforms: Floats = np.array(transforms, dtype=np.float64)
-        systems = {crs: i for i, crs in enumerate({s.crs: None for s in self.bare})}
-        self._systems = np.array([systems[scene.crs] for scene in self.scenes])
+        # what a user allows may be other patches of each scene
+        self.overlap = Overlap(dataset, size, alone=self.of_ground is None)
+        self.scenes = dataset.scenes
 
         #: Scenes of which any patch may be drawn.
         self.drawn = self._find_drawn()
-        areas = [self._probe(int(members[0])) for members in self.members]
+        areas = [self._probe(int(members[0])) for members in self.overlap.members]
         largest = np.array([area.max(initial=0) for area in areas])
         #: Ground area of the largest patch of each scene, 0 where none fits.
-        self.largest: Floats = largest[self.place]
+        self.largest: Floats = largest[self.overlap.place]
         smallest = np.array([area.min(initial=np.inf) for area in areas])
         #: Scenes whose patches differ in ground area.
-        self.uneven = (smallest < (1 - UNEVEN) * largest)[self.place]
+        self.uneven = (smallest < (1 - UNEVEN) * largest)[self.overlap.place]
         #: For each place the number of scenes without fill that are drawn from, and
         #: the others.
         self._plain = np.array([s.coverage is None for s in self.scenes]) & self.drawn
@@ -151,29 +120,15 @@ class Ground:
                 int(self._plain[members].sum()),
                 members[self.drawn[members] & ~self._plain[members]],
             )
-            for members in self.members
+            for members in self.overlap.members
         ]
-
-    def _find_places(self) -> tuple[Integers, list[Integers]]:
-        """Number the places of scenes, and list the scenes of each."""
-        known: dict[object, int] = {}
-        place = np.zeros(len(self.scenes), dtype=np.int64)
-        for i, scene in enumerate(self.scenes):
-            region = None if scene.region is None else scene.region.wkb
-            grid = scene.crs, scene.transform, scene.height, scene.width, region
-            # what a user allows may be other patches of each scene
-            alone = None if self.of_ground is not None else i
-            place[i] = known.setdefault((grid, alone), len(known))
-        order = np.argsort(place, kind='stable')
-        ends = np.searchsorted(place[order], np.arange(1, len(known)))
-        return place, np.split(order, ends)
 
     def _find_drawn(self) -> NDArray[np.bool_]:
         """Tell of which scenes any patch may be drawn."""
         plain: dict[int, bool] = {}
         drawn = np.zeros(len(self.scenes), dtype=np.bool_)
         for i, scene in enumerate(self.scenes):
-            place = int(self.place[i])
+            place = int(self.overlap.place[i])
             if scene.coverage is not None or place not in plain:
                 found = self.allowed(i, *candidates(scene, self.size), self.size).any()
                 drawn[i] = found
@@ -182,25 +137,6 @@ class Ground:
             else:
                 drawn[i] = plain[place]
         return drawn
-
-    def shares(self, test: Callable[[Integers, Integers], NDArray[np.bool_]]) -> bool:
-        """Tell whether two scenes that share ground pass a test.
-
-        Args:
-            test: Tells of scenes (n,) and others (n,) which pairs pass.
-
-        Returns:
-            True if any pair does.
-        """
-        for place, near in enumerate(self.near):
-            for other in near:
-                one, two = self.members[place], self.members[other]
-                left, right = np.repeat(one, len(two)), np.tile(two, len(one))
-                if test(left, right).any() and shapely.intersects(
-                    self.footprints[one[0]], self.footprints[two[0]]
-                ):
-                    return True
-        return False
 
     def divide(self) -> Parts:
         """Divide scenes into parts that the same other scenes show.
@@ -213,11 +149,11 @@ class Ground:
             ValueError: If no patch of any scene may be drawn.
         """
         table, ranges, end = [], {}, 0
-        for place, members in enumerate(self.members):
+        for place, members in enumerate(self.overlap.members):
             if not self.drawn[members].any():
                 continue
-            number = PARTS if self.overlaps[members[0]] else 1
-            shape = self.bare[place].height, self.bare[place].width
+            number = PARTS if self.overlap.overlaps[members[0]] else 1
+            shape = self.overlap.bare[place].height, self.overlap.bare[place].width
             edges = [
                 np.unique(np.linspace(0, side - self.size + 1, number + 1, dtype=int))
                 for side in shape
@@ -232,7 +168,7 @@ class Ground:
         shown, plain, covered = self._count_shown(parts)
         found = []
         for scene in np.flatnonzero(self.drawn):
-            part = ranges[int(self.place[scene])]
+            part = ranges[int(self.overlap.place[scene])]
             itself = plain if self._plain[scene] else covered[int(scene)]
             k = shown[part] - itself[part] + 1
             found.append(np.column_stack([np.full(len(k), scene), parts[part, 1:], k]))
@@ -265,7 +201,7 @@ class Ground:
             y = row + (steps * (rows - 1)).astype(np.int64)  # (3, m)
             x = col + (steps * (cols - 1)).astype(np.int64)
             probes = np.repeat(y, 3, axis=0).ravel(), np.tile(x, (3, 1)).ravel()
-            places = self._places_near(np.tile(scene, 9), *probes, slow=True)
+            places = self.overlap.places_near(np.tile(scene, 9), *probes, slow=True)
             for other, here, y, x in places:
                 number, others = self._kinds[other]
                 if not number and not len(others):
@@ -279,10 +215,10 @@ class Ground:
                 top, left = np.floor(corners.min(axis=1)).astype(np.int64)
                 ends = np.ceil(corners.max(axis=1)).astype(np.int64) + self.size
                 place = top, left, ends[0] - top, ends[1] - left, self.size
-                own = self.place[scene[part]] == other
+                own = self.overlap.place[scene[part]] == other
                 part += start
                 if number:
-                    whole = self.bare[other].eligible_throughout(*place)
+                    whole = self.overlap.bare[other].eligible_throughout(*place)
                     shown[part] += number * whole
                     plain[part[own]] = whole[own]
                 for member in others:
@@ -304,7 +240,7 @@ class Ground:
         """
         chance = np.ones(len(scenes))
         here = self.uneven[scenes]
-        area = self.area(scenes[here], rows[here], cols[here])
+        area = self.overlap.area(scenes[here], rows[here], cols[here])
         chance[here] = np.minimum(area / self.largest[scenes[here]], 1)
         return chance / self._multiplicity(scenes, rows, cols)
 
@@ -324,7 +260,7 @@ class Ground:
         ax.set_title(f'{type(self).__name__}: centres of patches of {self.size} pixels')
         ax.set_xlabel('longitude (degrees)')
         ax.set_ylabel('latitude (degrees)')
-        for footprint in self.footprints:
+        for footprint in self.overlap.footprints:
             shapely.plotting.plot_polygon(
                 footprint, ax, add_points=False, facecolor='0.9', edgecolor='0.4'
             )
@@ -349,7 +285,9 @@ class Ground:
         )
         bar.minorticks_off()
         outlines = [
-            self._corners(patch.scene, patch.row, patch.col, patch.size, patch.size)
+            self.overlap.corners(
+                patch.scene, patch.row, patch.col, patch.size, patch.size
+            )
             for patch in patches
         ]
         drawn = PolyCollection(
@@ -401,172 +339,19 @@ class Ground:
             same = np.full(int(keep.sum()), scene)
             shown.append(self._multiplicity(same, rows[keep], cols[keep]))
             place = tops[keep], lefts[keep], heights[keep], widths[keep]
-            corners.append(self._corners(int(scene), *place))
+            corners.append(self.overlap.corners(int(scene), *place))
         cells, numbers = np.concatenate(corners), np.concatenate(shown)
         # those across the antimeridian would be drawn around the Earth
         whole = np.ptp(cells[..., 0], axis=1) < 180
         return cells[whole], numbers[whole]
 
-    def _corners(
-        self,
-        scene: int,
-        row: float | Floats,
-        col: float | Floats,
-        height: float | Floats,
-        width: float | Floats,
-    ) -> Floats:
-        """Longitude and latitude (..., 4, 2) of the corners of rectangles."""
-        rows = np.stack([row, row, row + height, row + height], axis=-1)
-        cols = np.stack([col, col + width, col + width, col], axis=-1)
-        return self._lonlat(scene, rows, cols)
-
-    def elsewhere(
-        self, scenes: Integers, rows: Integers, cols: Integers
-    ) -> Iterator[tuple[int, Integers, Floats, Floats]]:
-        """Find the other scenes that show the centres of patches.
-
-        Args:
-            scenes: Numbers of the scenes (n,).
-            rows: First rows of the patches (n,).
-            cols: First columns of the patches (n,).
-
-        Yields:
-            Number of a scene, indices of the patches whose centres it shows (m,), and
-            the rows and the columns of these centres in it (m,).
-        """
-        for place, here, y, x in self._places_near(scenes, rows, cols):
-            for other in self.members[place]:
-                apart = scenes[here] != other
-                yield int(other), here[apart], y[apart], x[apart]
-
-    def _places_near(
-        self, scenes: Integers, rows: Integers, cols: Integers, slow: bool = False
-    ) -> Iterator[tuple[int, Integers, Floats, Floats]]:
-        """Find the places, their own included, that show the centres of patches.
-
-        Args:
-            scenes: Numbers of the scenes (n,).
-            rows: First rows of the patches (n,).
-            cols: First columns of the patches (n,).
-            slow: Show how far it is, if it takes seconds.
-
-        Yields:
-            Number of a place, indices of the patches whose centres it shows (m,), and
-            the rows and the columns of these centres in it (m,).
-        """
-        known = np.flatnonzero(self.overlaps[scenes])
-        if not len(known):
-            return
-        y, x = rows[known] + self.size / 2, cols[known] + self.size / 2
-        a, b, c, d, e, f = self._transforms[scenes[known]].T
-        x, y = a * x + b * y + c, d * x + e * y + f
-        systems, places = self._systems[scenes[known]], self.place[scenes[known]]
-        lonlat = np.full((2, len(known)), np.nan)
-        for system in np.unique(systems):
-            here = systems == system
-            crs = self.scenes[scenes[known[here][0]]].crs
-            lonlat[:, here] = self._turn(crs, x[here], y[here])
-        others = np.unique(np.concatenate([self.near[p] for p in np.unique(places)]))
-        is_near = np.zeros(len(self.members), dtype=np.bool_)
-        for other in tqdm(
-            others,
-            'Shared ground',
-            unit='place',
-            delay=3,
-            leave=False,
-            disable=not slow,
-        ):
-            is_near[self.near[other]] = True
-            here = np.flatnonzero(is_near[places])
-            is_near[self.near[other]] = False
-            scene, first = self.bare[other], self.members[other][0]
-            if (systems[here] == self._systems[first]).all():
-                right, down = x[here], y[here]
-            else:
-                outline = self.footprints[first]
-                shapely.prepare(outline)
-                here = here[shapely.intersects_xy(outline, lonlat[:, here].T)]
-                right, down = transformer(LONLAT, scene.crs).transform(*lonlat[:, here])
-            right = scene.wrap(right)
-            a, b, c, d, e, f = (~scene.transform)[:6]
-            row, col = d * right + e * down + f, a * right + b * down + c
-            inside = (row >= 0) & (row <= scene.height)
-            inside &= (col >= 0) & (col <= scene.width)
-            here, row, col = here[inside], row[inside], col[inside]
-            yield int(other), known[here], row, col
-
-    def equal_size(
-        self, other: int, areas: Floats, rows: Floats, cols: Floats
-    ) -> Integers:
-        """Find how many pixels a patch of the same ground area has in another scene.
-
-        Args:
-            other: Number of the other scene.
-            areas: Ground areas of the patches (n,): see :meth:`area`.
-            rows: Rows of their centres in the other scene (n,).
-            cols: Columns of their centres in the other scene (n,).
-
-        Returns:
-            Heights and widths in pixels of the other scene (n,), 1 at least.
-        """
-        half = self.size / 2
-        ratio = areas / self._area(other, rows - half, cols - half)
-        return np.maximum(np.rint(self.size * np.sqrt(ratio)), 1).astype(np.int64)
-
-    def area(self, scenes: Integers, rows: Integers, cols: Integers) -> Floats:
-        """Find the ground area of patches, as a share of the Earth's.
-
-        Args:
-            scenes: Numbers of the scenes (n,).
-            rows: First rows of the patches (n,).
-            cols: First columns of the patches (n,).
-
-        Returns:
-            Their areas (n,).
-        """
-        area = np.zeros(len(scenes))
-        for scene in np.unique(scenes):
-            here = scenes == scene
-            area[here] = self._area(scene, rows[here], cols[here])
-        return area
-
-    def fitting(
-        self, other: int, rows: Floats, cols: Floats, sizes: int | Integers
-    ) -> tuple[NDArray[np.bool_], Integers, Integers]:
-        """Place patches around their centres, and tell which of them may be drawn.
-
-        Args:
-            other: Number of the scene.
-            rows: Rows of the centres (n,).
-            cols: Columns of the centres (n,).
-            sizes: Heights and widths of the patches in pixels, one or (n,).
-
-        Returns:
-            Whether each lies in the scene and may be drawn, its first row and its first
-            column (n,).
-        """
-        fits, row, col = self._inside(self.scenes[other], rows, cols, sizes)
-        size = sizes if isinstance(sizes, int) else sizes[fits]
-        fits[fits] = self.allowed(other, row[fits], col[fits], size)
-        return fits, row, col
-
-    def _inside(
-        self, scene: Scene, rows: Floats, cols: Floats, sizes: int | Integers
-    ) -> tuple[NDArray[np.bool_], Integers, Integers]:
-        """Place patches around their centres, and tell which lie in a scene."""
-        row = np.rint(rows - np.asarray(sizes) / 2).astype(np.int64)
-        col = np.rint(cols - np.asarray(sizes) / 2).astype(np.int64)
-        fits = (row >= 0) & (row <= scene.height - sizes)
-        fits &= (col >= 0) & (col <= scene.width - sizes)
-        return fits, row, col
-
     def _fits(
         self, place: int, rows: Floats, cols: Floats
     ) -> tuple[NDArray[np.bool_], Integers, Integers]:
-        """Do as :meth:`fitting` for all scenes of a place, but for their fill."""
-        scene = self.bare[place]
-        fits, row, col = self._inside(scene, rows, cols, self.size)
-        first = int(self.members[place][0])
+        """Place patches around centres: which may be drawn, but for their fill."""
+        scene = self.overlap.bare[place]
+        fits, row, col = around(scene, rows, cols, self.size)
+        first = int(self.overlap.members[place][0])
         ground = self.allowed if self.of_ground is None else self.of_ground
         usable = ground(first, row[fits], col[fits], self.size)
         fits[fits] = usable & scene.eligible(row[fits], col[fits], self.size)
@@ -575,12 +360,12 @@ class Ground:
     def _multiplicity(self, scenes: Integers, rows: Integers, cols: Integers) -> Floats:
         """Count the scenes of which a patch could be drawn with the same centre."""
         number = np.ones(len(scenes))
-        for place, here, y, x in self._places_near(scenes, rows, cols):
+        for place, here, y, x in self.overlap.places_near(scenes, rows, cols):
             plain, covered = self._kinds[place]
             fits, row, col = self._fits(place, y, x)
             here, row, col = here[fits], row[fits], col[fits]
             own = scenes[here]
-            itself = self._plain[own] & (self.place[own] == place)
+            itself = self._plain[own] & (self.overlap.place[own] == place)
             number[here] += plain - itself
             for member in covered:
                 usable = self.scenes[member].eligible(row, col, self.size)
@@ -596,34 +381,4 @@ class Ground:
         rows, cols = np.meshgrid(
             np.linspace(0, last_row, PROBES), np.linspace(0, last_col, PROBES)
         )
-        return self._area(scene, rows.ravel(), cols.ravel())
-
-    def _area(
-        self, scene: int, rows: Integers | Floats, cols: Integers | Floats
-    ) -> Floats:
-        """Ground area of patches, as a share of the sphere."""
-        corners = [(0, 0), (0, self.size), (self.size, self.size), (self.size, 0)]
-        places = [self._lonlat(scene, rows + row, cols + col) for row, col in corners]
-        lonlat = np.radians(np.stack(places, axis=1))  # (n, 4, 2)
-        lon, lat = lonlat[..., 0], lonlat[..., 1]
-        ring = np.cos(lat)
-        corner = np.stack([ring * np.cos(lon), ring * np.sin(lon), np.sin(lat)], axis=2)
-        # half the product of the diagonals, on a sphere of area 4 pi
-        diagonals = corner[:, 2] - corner[:, 0], corner[:, 3] - corner[:, 1]
-        area: Floats = np.linalg.norm(np.cross(*diagonals), axis=1) / (8 * np.pi)
-        return area
-
-    def _lonlat(
-        self, scene: int, rows: Integers | Floats, cols: Integers | Floats
-    ) -> Floats:
-        """Longitude and latitude (n, 2) of places in a scene."""
-        a, b, c, d, e, f = self.scenes[scene].transform[:6]
-        x, y = a * cols + b * rows + c, d * cols + e * rows + f
-        return np.stack(self._turn(self.scenes[scene].crs, x, y), axis=-1)
-
-    @staticmethod
-    def _turn(crs: CRS, x: Floats, y: Floats) -> tuple[Floats, Floats]:
-        """Longitudes, from -180 on, and latitudes of coordinates."""
-        lon, lat = transformer(crs, LONLAT).transform(x, y)
-        with np.errstate(invalid='ignore'):  # off the Earth
-            return (lon + 180) % 360 - 180, lat
+        return self.overlap.area_in(scene, rows.ravel(), cols.ravel())

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from ..datasets import Patch, PatchPair
 from ..rasters.dates import UNBOUNDED
-from .ground import Floats, Ground, Integers
+from .ground import Allowed
+from .overlap import Floats, Integers, Overlap, around
 
 #: Patches for which another date is looked up at a time.
 ROUND = 512
@@ -20,12 +21,15 @@ ROUND = 512
 RATIO = 8
 
 
-def find_other_dates(dates: int, ground: Ground) -> 'OtherDates | None':
+def find_other_dates(
+    dates: int, overlap: Overlap, allowed: Allowed
+) -> 'OtherDates | None':
     """Prepare to pair patches if pairs are wanted.
 
     Args:
         dates: 1, or 2 for pairs.
-        ground: What scenes have in common.
+        overlap: What scenes have in common.
+        allowed: Tells which patches may be drawn.
 
     Returns:
         What makes the pairs, None for 1.
@@ -35,7 +39,7 @@ def find_other_dates(dates: int, ground: Ground) -> 'OtherDates | None':
     """
     if dates not in (1, 2):
         raise ValueError(f'dates={dates} must be 1, or 2 for pairs of dates')
-    return OtherDates(ground) if dates == 2 else None
+    return OtherDates(overlap, allowed) if dates == 2 else None
 
 
 class OtherDates:
@@ -47,22 +51,23 @@ class OtherDates:
     the same patch serves twice.
     """
 
-    def __init__(self, ground: Ground) -> None:
+    def __init__(self, overlap: Overlap, allowed: Allowed) -> None:
         """Initialize a new OtherDates instance.
 
         Args:
-            ground: What scenes have in common.
+            overlap: What scenes have in common.
+            allowed: Tells which patches may be drawn.
 
         Raises:
             ValueError: If no scene shares ground with one of another time.
         """
-        self.ground = ground
-        times = ground.intervals
+        self.overlap, self.allowed = overlap, allowed
+        times = overlap.intervals
         self.start, self.stop = (  # numbers of days, in their order
             (end.year * 366 + end.day_of_year).to_numpy()
             for end in (times.left, times.right)
         )
-        if not ground.shares(self._apart):
+        if not overlap.shares(self._apart):
             known, unbounded = len(times.unique()), UNBOUNDED in times
             raise ValueError(
                 f'dates=2, but no two of {len(times)} scenes show the same ground on '
@@ -80,7 +85,7 @@ class OtherDates:
         Yields:
             The pairs.
         """
-        size = self.ground.size
+        size = self.overlap.size
         for start in range(0, len(patches), ROUND):
             chunk = patches[start : start + ROUND]
             others = self._choose(chunk, draws[start : start + ROUND])
@@ -90,17 +95,19 @@ class OtherDates:
 
     def _choose(self, patches: Integers, draws: Floats) -> Integers:
         """Choose the other patch of each, (n, 4); the same where there is none."""
-        size = self.ground.size
+        size = self.overlap.size
         chosen = np.column_stack([patches, np.full(len(patches), size)])
-        areas = self.ground.area(*patches.T)
+        areas = self.overlap.area(*patches.T)
         found = [np.zeros((0, 5), dtype=np.int64)]
-        for other, places, y, x in self.ground.elsewhere(*patches.T):
+        for other, places, y, x in self.overlap.elsewhere(*patches.T):
             apart = self._apart(patches[places, 0], np.full(len(places), other))
             places, y, x = places[apart], y[apart], x[apart]
-            sizes = self.ground.equal_size(other, areas[places], y, x)
+            sizes = self.overlap.equal_size(other, areas[places], y, x)
             near = (sizes <= RATIO * size) & (size <= RATIO * sizes)
             places, y, x, sizes = places[near], y[near], x[near], sizes[near]
-            usable, rows, cols = self.ground.fitting(other, y, x, sizes)
+            usable, rows, cols = around(self.overlap.scenes[other], y, x, sizes)
+            inside = rows[usable], cols[usable], sizes[usable]
+            usable[usable] = self.allowed(other, *inside)
             scenes = np.full(len(places), other)
             table = np.column_stack([places, scenes, rows, cols, sizes])
             found.append(table[usable])

@@ -12,7 +12,8 @@ from torch.utils.data import DistributedSampler, Sampler
 
 from ..datasets import Patch, PatchPair, Scenes
 from ..datasets.splits import AreaSplit, candidates
-from .ground import Allowed, Ground, Integers
+from .ground import Allowed, Ground
+from .overlap import Integers, Overlap
 from .pairs import find_other_dates
 
 #: Patches drawn at a time, at most.
@@ -138,7 +139,7 @@ class RandomScenePatchSampler(DistributedSampler[Patch | PatchPair]):
         weights = self.ground.largest[parts.scene] * parts.rows * parts.cols
         self.weights = weights / parts.shown
         self.weights /= self.weights.sum()
-        self.other_dates = find_other_dates(dates, self.ground)
+        self.other_dates = find_other_dates(dates, self.ground.overlap, self.usable)
 
     def __iter__(self) -> Iterator[Patch | PatchPair]:
         """Draw the patches of the current epoch.
@@ -229,7 +230,7 @@ class RandomScenePatchSampler(DistributedSampler[Patch | PatchPair]):
             here = scenes == scene
             keep[here] = self.usable(int(scene), rows[here], cols[here], self.size)
         drawn = np.stack([scenes, rows, cols], axis=1)[keep]
-        if self.ground.overlaps.any() or self.ground.uneven.any():
+        if self.ground.overlap.overlaps.any() or self.ground.uneven.any():
             chance = self.ground.chance(*drawn.T) * self.parts.shown[parts[keep]]
             drawn = drawn[rng.random(len(drawn)) < chance]
         return drawn
@@ -294,7 +295,7 @@ class GriddedScenePatchSampler(Sampler[Patch | PatchPair]):
             self.patches = self.patches[kept.astype(np.int64)]
         self.other_dates = None
         if dates != 1:
-            self.other_dates = find_other_dates(dates, Ground(dataset, size, usable))
+            self.other_dates = find_other_dates(dates, Overlap(dataset, size), usable)
 
     def __iter__(self) -> Iterator[Patch | PatchPair]:
         """Yield the patches, or the pairs, scene by scene, row by row."""

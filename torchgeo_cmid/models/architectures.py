@@ -3,12 +3,16 @@
 
 """The published architectures: all that differs between them, in one table.
 
-A further backbone of a known family is one more entry.
+A further backbone of a known family is one more entry: model, weights and encoder are
+made of it, registered, and known from each other by their tensors.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
+
+from timm.models.resnet import Bottleneck
 
 #: Statistics of red, green and blue, of values in 0..1, by which the authors normalise.
 MEAN = (0.33797, 0.3605, 0.3348)
@@ -52,6 +56,11 @@ class Architecture:
         return self.first_conv.removesuffix('.proj')
 
 
+def _downsample_in_mmcls(match: re.Match[str]) -> str:
+    """Timm merges patches before a stage, mmcls after the one before."""
+    return f'stages.{int(match[1]) - 1}.downsample.'
+
+
 RESNET50 = Architecture(
     name='cmid_resnet50',
     weights_class='CMIDResNet50_Weights',
@@ -61,7 +70,7 @@ RESNET50 = Architecture(
     official_stem='conv1.weight',
     stages=('layer4', 'layer3', 'layer2', 'layer1', 'conv1'),
     family='resnet',
-    arguments={'layers': [3, 4, 6, 3]},
+    arguments={'block': Bottleneck, 'layers': [3, 4, 6, 3]},
     files={
         'MILLIONAID': ('b2e7ad5d3aea4f569e82', 'MillionAID', 200),
         'POTSDAM': ('d12c2d027d2846119855', 'Potsdam', 400),
@@ -90,10 +99,7 @@ SWIN_B = Architecture(
     },
     official_names=(  # those of mmcls, which the authors built upon
         (r'^patch_embed\.proj\.', 'patch_embed.projection.'),
-        (
-            r'^layers\.(\d+)\.downsample\.',
-            lambda m: f'stages.{int(m[1]) - 1}.downsample.',
-        ),
+        (r'^layers\.(\d+)\.downsample\.', _downsample_in_mmcls),
         (r'^layers\.(\d+)\.blocks\.', r'stages.\1.blocks.'),
         (r'\.attn\.', '.attn.w_msa.'),
         (r'\.mlp\.fc1\.', '.ffn.layers.0.0.'),

@@ -23,6 +23,7 @@ from .loading import (
     is_published,
 )
 from .normalization import Pixels, check_unit
+from .official import expected_tensors
 from .published import WEIGHTS
 from .reading import read_metadata, read_weights
 
@@ -80,7 +81,7 @@ def export_backbone(
     state: Mapping[str, torch.Tensor] = found
     if 'in_channels' not in facts:
         facts |= _find_model(state, model or facts.get('model'), str(checkpoint))
-        backbone = _expected(facts['model'])  # a classifier is no part of it
+        backbone = expected_tensors(facts['model'])  # a classifier is no part of it
         state = {name: tensor for name, tensor in state.items() if name in backbone}
     given = {'bands': bands, 'mean': mean, 'std': std}
     facts |= {name: list(value) for name, value in given.items() if value is not None}
@@ -152,12 +153,6 @@ def _pixel_facts(pixels: Pixels | None) -> dict[str, Any]:
     return {name: value for name, value in facts.items() if value not in (None, False)}
 
 
-def _expected(model: str) -> dict[str, torch.Tensor]:
-    """Give the tensors of a timm model without a classifier, none of them real."""
-    with torch.device('meta'):
-        return timm.create_model(model, num_classes=0).state_dict()
-
-
 def _find_model(
     state: Mapping[str, torch.Tensor], model: str | None, source: str
 ) -> dict[str, Any]:
@@ -166,7 +161,7 @@ def _find_model(
     for name in names:
         if not timm.is_model(name):
             raise ValueError(f"model='{name}' is not a timm model")
-        expected = _expected(name)
+        expected = expected_tensors(name)
         stem = f'{timm.get_pretrained_cfg(name).first_conv}.weight'  # type: ignore[union-attr]
         rest = {k: v.shape for k, v in state.items() if k in expected and k != stem}
         if stem in state and rest == {

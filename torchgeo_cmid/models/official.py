@@ -5,7 +5,7 @@
 
 import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import timm
@@ -38,19 +38,47 @@ _WEIGHT_NORM = (
 )
 
 
-def find_architecture(names: Collection[str]) -> Architecture | None:
-    """Find the architecture whose stem is among tensors.
+def find_architecture(state_dict: Mapping[str, Tensor]) -> Architecture | None:
+    """Find the architecture that tensors are of.
+
+    It is known by its stem; of several with that stem it is the one of which the most
+    tensors are there, in their shape.
 
     Args:
-        names: Names of tensors, timm's or the authors'.
+        state_dict: Tensors by their names, timm's or the authors'.
 
     Returns:
         The architecture; None if it is none that was published.
     """
-    for architecture in ARCHITECTURES.values():
-        if architecture.stem in names or architecture.official_stem in names:
-            return architecture
-    return None
+    found = [
+        each
+        for each in ARCHITECTURES.values()
+        if each.stem in state_dict or each.official_stem in state_dict
+    ]
+    if len(found) < 2:
+        return next(iter(found), None)
+    shapes = {name: tensor.shape for name, tensor in state_dict.items()}
+    return max(
+        found,
+        key=lambda each: sum(
+            tensor.shape
+            in (shapes.get(name), shapes.get(official_backbone_name(name, each)))
+            for name, tensor in expected_tensors(each.timm_name).items()
+        ),
+    )
+
+
+def expected_tensors(model: str) -> StateDict:
+    """Give the tensors of a timm model without a classifier.
+
+    Args:
+        model: timm's name of it.
+
+    Returns:
+        The tensors by their names, on the meta device: they have shapes alone.
+    """
+    with torch.device('meta'):
+        return timm.create_model(model, num_classes=0).state_dict()
 
 
 def official_backbone_name(name: str, architecture: Architecture | None) -> str:
@@ -131,7 +159,9 @@ def convert_official_checkpoint(
     """
     names: dict[str, str] = {}  # official name -> ours
     prefix = 'student.backbone.'
-    architecture = find_architecture({k.removeprefix(prefix) for k in reference})
+    architecture = find_architecture(
+        {k.removeprefix(prefix): v for k, v in reference.items()}
+    )
     for name in reference:
         try:
             official = official_name(name, architecture)
@@ -164,18 +194,14 @@ def convert_official_backbone(state_dict: Mapping[str, Tensor]) -> StateDict:
         ValueError: If it is neither, or if a tensor is missing, unexpected or of
             another shape; all are named.
     """
-    architecture = next(
-        (each for each in ARCHITECTURES.values() if each.official_stem in state_dict),
-        None,
-    )
-    if architecture is None:
+    architecture = find_architecture(state_dict)
+    if architecture is None or architecture.official_stem not in state_dict:
         stems = ' and '.join(each.official_stem for each in ARCHITECTURES.values())
         raise ValueError(
             f'this is no published backbone: it has none of the tensors {stems}'
         )
     model = architecture.timm_name
-    with torch.device('meta'):
-        reference = timm.create_model(model, num_classes=0).state_dict()
+    reference = expected_tensors(model)
     expected = {
         official: name
         for official, name in _expect(

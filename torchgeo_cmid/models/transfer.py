@@ -8,12 +8,13 @@ smp names Swin's tensors its own way and fixes its input at 224 px.
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from segmentation_models_pytorch.encoders._base import EncoderMixin  # type: ignore[import-untyped]
 from timm.models import build_model_with_cfg, generate_default_cfgs
-from timm.models.resnet import Bottleneck, ResNet
+from timm.models.resnet import ResNet
 from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
 from torch import Tensor, nn
 from torchvision.models._api import WeightsEnum
@@ -38,11 +39,10 @@ default_cfgs = generate_default_cfgs(
 )
 
 # Family -> timm's class, and what else it needs to be built as timm builds it
-_FAMILIES: dict[str, tuple[type[nn.Module], dict[str, Any], dict[str, Any]]] = {
-    'resnet': (ResNet, {'block': Bottleneck}, {}),
+_FAMILIES: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
+    'resnet': (ResNet, {}),
     'swin': (
         SwinTransformer,
-        {},
         {'feature_cfg': {'out_indices': (0, 1, 2, 3), 'flatten_sequential': True}},
     ),
 }
@@ -50,7 +50,7 @@ _FAMILIES: dict[str, tuple[type[nn.Module], dict[str, Any], dict[str, Any]]] = {
 
 def _model(architecture: Architecture) -> Callable[..., nn.Module]:
     """Make the function that builds a model, for TorchGeo's and timm's registries."""
-    family, common, options = _FAMILIES[architecture.family]
+    family, options = _FAMILIES[architecture.family]
 
     def build(
         weights: WeightsEnum | str | None = None,
@@ -65,7 +65,7 @@ def _model(architecture: Architecture) -> Callable[..., nn.Module]:
             architecture.name,
             pretrained=False,
             **options,
-            **{**common, **architecture.arguments, **kwargs},
+            **{**architecture.arguments, **kwargs},
         )
         stem = model.get_parameter(architecture.stem)
         _prepare(model, architecture, stem.shape[1], normalize, unit)
@@ -163,10 +163,7 @@ class _Encoder(EncoderMixin):  # type: ignore[misc]
 
 
 class ResNetEncoder(_Encoder, ResNet):
-    """The ResNet-50 as an encoder of segmentation_models_pytorch."""
-
-    architecture = RESNET50
-    pretrained_cfg = _CONFIGS[RESNET50.name]
+    """A published ResNet as an encoder of segmentation_models_pytorch."""
 
     def __init__(
         self,
@@ -174,6 +171,7 @@ class ResNetEncoder(_Encoder, ResNet):
         output_stride: int = 32,
         normalize: bool | None = None,
         unit: float | None = 1.0,
+        architecture: Architecture = RESNET50,
     ) -> None:
         """Initialize a new ResNetEncoder instance.
 
@@ -182,13 +180,15 @@ class ResNetEncoder(_Encoder, ResNet):
             output_stride: Stride of the last stage; less than 32 dilates it.
             normalize: As of :func:`cmid_resnet50`.
             unit: As of :func:`cmid_resnet50`.
+            architecture: Which of its family it is.
         """
-        arguments = {'block': Bottleneck, **self.architecture.arguments}
+        arguments = architecture.arguments
         ResNet.__init__(self, num_classes=0, global_pool='', **arguments)
-        self.name = self.architecture.name
+        self.name, self.architecture = architecture.name, architecture
+        self.pretrained_cfg = _CONFIGS[architecture.name]
         self._depth, self._output_stride = depth, output_stride
-        self._out_channels = [3, 64, 256, 512, 1024, 2048]
-        _prepare(self, self.architecture, 3, normalize, unit)
+        self._out_channels = [3, *(each['num_chs'] for each in self.feature_info)]
+        _prepare(self, architecture, 3, normalize, unit)
 
     def get_stages(self) -> dict[int, list[Any]]:
         """Name the stages that can be dilated, by their stride."""
@@ -219,14 +219,11 @@ class ResNetEncoder(_Encoder, ResNet):
 
 
 class SwinEncoder(_Encoder, SwinTransformer):
-    """The Swin-B as an encoder of segmentation_models_pytorch.
+    """A published Swin as an encoder of segmentation_models_pytorch.
 
     As every transformer there it has no map at stride 2 (0 channels), and the maps have
     no final norm.
     """
-
-    architecture = SWIN_B
-    pretrained_cfg = _CONFIGS[SWIN_B.name]
 
     def __init__(
         self,
@@ -234,6 +231,7 @@ class SwinEncoder(_Encoder, SwinTransformer):
         output_stride: int = 32,
         normalize: bool | None = None,
         unit: float | None = 1.0,
+        architecture: Architecture = SWIN_B,
     ) -> None:
         """Initialize a new SwinEncoder instance.
 
@@ -242,22 +240,24 @@ class SwinEncoder(_Encoder, SwinTransformer):
             output_stride: Stride of the last stage, 32.
             normalize: As of :func:`cmid_resnet50`.
             unit: As of :func:`cmid_resnet50`.
+            architecture: Which of its family it is.
 
         Raises:
             ValueError: If *output_stride* is not 32.
         """
         if output_stride != 32:
             raise ValueError(
-                f'output_stride={output_stride} must be 32: the stages of cmid_swin_b '
-                'can not be dilated. Use unet or upernet, or cmid_resnet50'
+                f'output_stride={output_stride} must be 32: the stages of a Swin can '
+                'not be dilated. Use unet or upernet, or cmid_resnet50'
             )
-        arguments = self.architecture.arguments
+        arguments = architecture.arguments
         SwinTransformer.__init__(self, num_classes=0, global_pool='', **arguments)
-        self.name = self.architecture.name
+        self.name, self.architecture = architecture.name, architecture
+        self.pretrained_cfg = _CONFIGS[architecture.name]
         self._depth, self._output_stride = depth, output_stride
-        self._out_channels = [3, 0, 128, 256, 512, 1024]
+        self._out_channels = [3, 0, *(each['num_chs'] for each in self.feature_info)]
         self.norm = nn.Identity()
-        _prepare(self, self.architecture, 3, normalize, unit)
+        _prepare(self, architecture, 3, normalize, unit)
 
     def forward(self, x: Tensor) -> list[Tensor]:  # type: ignore[override]
         """Compute the features of all stages.
@@ -278,8 +278,11 @@ class SwinEncoder(_Encoder, SwinTransformer):
 
 
 #: The encoders of each architecture by its name.
-ENCODERS: dict[str, type[ResNetEncoder | SwinEncoder]] = {
-    encoder.architecture.name: encoder for encoder in (ResNetEncoder, SwinEncoder)
+ENCODERS: dict[str, Callable[..., ResNetEncoder | SwinEncoder]] = {
+    name: partial(
+        {'resnet': ResNetEncoder, 'swin': SwinEncoder}[each.family], architecture=each
+    )
+    for name, each in ARCHITECTURES.items()
 }
 
 

@@ -92,6 +92,7 @@ class SlowCheckpoint(ModelCheckpoint):
 
 def fit(folder: Path, task: LightningModule, *data: Any, **kwargs: Any) -> list[float]:
     """What was logged."""
+    ckpt_path = kwargs.pop('ckpt_path', None)
     callbacks: list[Callback] = [DataWait(), *kwargs.pop('callbacks', [])]
     trainer = Trainer(
         default_root_dir=folder,
@@ -100,10 +101,9 @@ def fit(folder: Path, task: LightningModule, *data: Any, **kwargs: Any) -> list[
         enable_progress_bar=False,
         enable_model_summary=False,
         callbacks=callbacks,
-        enable_checkpointing=len(callbacks) > 1,
-        **({'max_epochs': 1} | kwargs),
+        **({'max_epochs': 1, 'enable_checkpointing': len(callbacks) > 1} | kwargs),
     )
-    trainer.fit(task, *data)
+    trainer.fit(task, *data, ckpt_path=ckpt_path)
     with (folder / 'lightning_logs' / 'version_0' / 'metrics.csv').open() as file:
         rows = list(csv.DictReader(file))
     return [float(row['data_wait']) for row in rows if row['data_wait']]
@@ -125,6 +125,39 @@ class TestDataWait:
         arguments = {'accumulate_grad_batches': 2, 'log_every_n_steps': 2}
         waits = fit(tmp_path, Task(clock), data, **arguments)
         assert waits == pytest.approx([12 / 15, 0.75])
+
+    def test_goes_on_where_a_step_is_logged(self, tmp_path: Path, clock: Clock) -> None:
+        """Regression: the first batch after a resume passed for a step of its own."""
+        arguments: dict[str, Any] = {
+            'accumulate_grad_batches': 2,
+            'log_every_n_steps': 2,
+            'enable_checkpointing': True,
+        }
+        data = DataLoader(Slow(clock, 8), batch_size=None)
+        checkpoint = ModelCheckpoint(tmp_path, filename='{step}', save_top_k=-1)
+        before = fit(tmp_path, Task(clock), data, callbacks=[checkpoint], **arguments)
+        assert len(before) == 2
+        after = fit(
+            tmp_path / 'again',
+            Task(clock),
+            data,
+            ckpt_path=tmp_path / 'step=4.ckpt',
+            max_epochs=2,
+            **arguments,
+        )
+        assert after == pytest.approx(before)
+
+    def test_what_lies_between_epochs_is_no_waiting(
+        self, tmp_path: Path, clock: Clock
+    ) -> None:
+        class Between(Callback):
+            def on_train_epoch_end(self, *args: Any) -> None:
+                clock.now += 500
+
+        data = DataLoader(Slow(clock, 4), batch_size=None)
+        arguments: dict[str, Any] = {'log_every_n_steps': 4, 'max_epochs': 2}
+        waits = fit(tmp_path, Task(clock), data, callbacks=[Between()], **arguments)
+        assert waits == pytest.approx([12 / 15] * 2)
 
     def test_validation_is_no_waiting(self, tmp_path: Path, clock: Clock) -> None:
         data = DataLoader(Slow(clock, 4), batch_size=None)

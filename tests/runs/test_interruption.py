@@ -25,6 +25,7 @@ from torchgeo.main import main
 
 from tests.data.geotiff.data import generate
 from tests.runs.interrupted_run import STEPS, quiet_trainer, run
+from torchgeo_cmid.runs import interruption
 from torchgeo_cmid.runs.interruption import clear_unfinished
 from torchgeo_cmid.tasks import CMID
 
@@ -330,8 +331,23 @@ class TestEarlierFiles:
         assert [row['step'] for row in found] == [row['step'] for row in expected]
         for row, before in zip(found, started, strict=False):
             assert {name: row[name] for name in before} == before
+        assert not list(folder.rglob('.unfinished-*'))
         assert (folder / 'run/version_0/config.yaml').read_bytes() == config
         assert (folder / 'run/version_0/config-1.yaml').exists()
+
+    def test_full_disk(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Regression: rows that could not be written were left half beside the file."""
+        path = tmp_path / 'metrics.csv'
+        path.write_text('step\n1\n')
+
+        def fail(descriptor: int) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(os, 'fsync', fail)
+        with pytest.raises(OSError, match='No space left'):
+            interruption._write_rows(path, [{'step': '2'}], [{'step': '2'}])
+        assert path.read_text() == 'step\n1\n'
+        assert [each.name for each in tmp_path.iterdir()] == ['metrics.csv']
 
     @pytest.mark.parametrize('what', ['validate', 'test'])
     def test_evaluation(self, what: str, scenes: Path, tmp_path: Path) -> None:

@@ -458,5 +458,5 @@ class TestGivenOptimizer:
         )
         before = task.teacher.backbone.conv1.weight.clone()
         trainer.fit(task, datamodule)
-        assert task.total_steps == 4
+        assert task.schedules.total_steps == 4
         assert not torch.equal(task.teacher.backbone.conv1.weight, before)

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from ..datasets import Patch, Scenes
+from ..runs.log_steps import LogSteps
 from ..transforms import expand_mask, fill_with_spectral_mean, random_cell_mask
 
 LOSSES = ('loss', 'reconstruction', 'global', 'local')
@@ -52,7 +53,8 @@ class PretrainingReport(Callback):
         self.steps: dict[str, list[int]] = {}
         self.patches: Tensor | None = None
         self._thinning = 1
-        self._first_step = self._last_step = self._done = 0
+        self._log_steps = LogSteps()
+        self._ends: tuple[int, ...] = ()
 
     def state_dict(self) -> dict[str, Any]:
         """Keep the curves in the checkpoint, so that a resumed run has all of them.
@@ -86,9 +88,10 @@ class PretrainingReport(Callback):
             trainer: The trainer.
             pl_module: The task.
         """
-        self._first_step = self._done = trainer.global_step
+        self._log_steps.start(trainer)
         steps = trainer.estimated_stepping_batches  # infinite for a run without end
-        self._last_step = 0 if math.isinf(steps) else int(steps)
+        last = 0 if math.isinf(steps) else int(steps)
+        self._ends = trainer.global_step + 1, last
 
     def on_train_batch_end(
         self,
@@ -96,7 +99,7 @@ class PretrainingReport(Callback):
         pl_module: LightningModule,
         outputs: Any,
         batch: Any,
-        batch_idx: int,
+        *args: Any,
     ) -> None:
         """Note the losses of the step, if it is one that is logged.
 
@@ -105,16 +108,9 @@ class PretrainingReport(Callback):
             pl_module: The task.
             outputs: The output of the step.
             batch: The batch.
-            batch_idx: Its index.
+            *args: Its index.
         """
-        done = trainer.global_step
-        if done == self._done:  # a step of several batches is not yet taken
-            return
-        self._done = done
-        # `log_every_n_steps=0` logs nothing
-        every = trainer.log_every_n_steps * self._thinning  # type: ignore[attr-defined]
-        ends = done in (self._first_step + 1, self._last_step)
-        if not ends and (not every or done % every):
+        if not self._log_steps.ended(trainer, thinning=self._thinning, also=self._ends):
             return
         if isinstance(batch, Mapping) and 'image' in batch:
             # a view would keep the whole batch
@@ -127,7 +123,7 @@ class PretrainingReport(Callback):
         losses = torch.stack([metrics[f'train_{name}'].float() for name in names])
         for name, value in zip(names, losses.tolist(), strict=True):
             self.curves.setdefault(name, []).append(value)
-            self.steps.setdefault(name, []).append(done - 1)
+            self.steps.setdefault(name, []).append(trainer.global_step - 1)
         self._thin()
 
     def _thin(self) -> bool:

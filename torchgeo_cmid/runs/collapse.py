@@ -38,22 +38,24 @@ class CollapseAlarm(Callback):
         self._log_steps = LogSteps()
         self._patches = 0
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Learn at which step the run begins or goes on.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The task.
+        """
+        self._log_steps.start(trainer)
+
     def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: Trainer, pl_module: LightningModule, *args: Any
     ) -> None:
         """Warn when the local branch goes uniform or falls on one prototype.
 
         Args:
             trainer: The trainer.
             pl_module: The task.
-            outputs: The output of the step.
-            batch: The batch.
-            batch_idx: Its index.
+            *args: The output of the step, the batch and its index.
         """
         if not self._log_steps.ended(trainer):
             return
@@ -93,8 +95,7 @@ class CollapseAlarm(Callback):
         pl_module: LightningModule,
         outputs: Any,
         batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        *args: Any,
     ) -> None:
         """Count the patches.
 
@@ -103,8 +104,7 @@ class CollapseAlarm(Callback):
             pl_module: The task.
             outputs: The output of the step.
             batch: The batch.
-            batch_idx: Its index.
-            dataloader_idx: Index of its loader.
+            *args: Its index and that of its loader.
         """
         images = batch.get('image') if isinstance(batch, Mapping) else batch
         # of a batch of another kind is known only that it is not empty

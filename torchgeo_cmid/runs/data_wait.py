@@ -84,22 +84,24 @@ class DataWait(Callback):
         self._elapsed += now - self._step_started
         self._step_started = now
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Learn at which step the run begins or goes on.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The task.
+        """
+        self._log_steps.start(trainer)
+
     def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: Trainer, pl_module: LightningModule, *args: Any
     ) -> None:
         """From here on the next batch is waited for; log at the steps that are logged.
 
         Args:
             trainer: The trainer.
             pl_module: The task.
-            outputs: The output of the step.
-            batch: The batch.
-            batch_idx: Its index.
+            *args: The output of the step, the batch and its index.
         """
         self._step_ended = time.perf_counter()
         if self._log_steps.ended(trainer) and self._elapsed:

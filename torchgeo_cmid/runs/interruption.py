@@ -5,11 +5,14 @@
 
 import csv
 import inspect
+import io
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
+from operator import methodcaller
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from lightning.fabric.plugins import CheckpointIO, TorchCheckpointIO
@@ -79,8 +82,9 @@ class KeepFiles(Callback):
         """
         protect(trainer)
         if stage == 'fit' and trainer.is_global_zero:
-            for each in trainer.checkpoint_callbacks:
-                folder = getattr(each, 'dirpath', None)
+            savers = trainer.checkpoint_callbacks
+            folders = {getattr(saver, 'dirpath', None) for saver in savers}
+            for folder in folders | {logger.log_dir for logger in self._rows}:
                 if folder is not None:
                     clear_unfinished(Path(folder))
         for logger, rows in self._rows.items():
@@ -123,7 +127,7 @@ class KeepFiles(Callback):
             if len(last) < len(rows):
                 _write_rows(path, list(last.values()), rows)
         for path, content in self._files.items():
-            path.write_bytes(content)
+            _write_whole(path, methodcaller('write', content))
         self._rows, self._files = {}, {}
 
 
@@ -142,13 +146,11 @@ def _write_rows(
     path: Path, rows: list[dict[str, str]], named: list[dict[str, str]]
 ) -> None:
     """Write rows of metrics, all of them or none, under the names that others have."""
-    unfinished = path.with_name(f'{UNFINISHED}{path.name}-{os.getpid()}')
-    with unfinished.open('w', newline='') as file:
-        names = sorted(set().union(*named))
-        writer = csv.DictWriter(file, names)
-        writer.writeheader()
-        writer.writerows(rows)
-    unfinished.replace(path)
+    text = io.StringIO(newline='')
+    writer = csv.DictWriter(text, sorted(set().union(*named)))
+    writer.writeheader()
+    writer.writerows(rows)
+    _write_whole(path, methodcaller('write', text.getvalue().encode()))
 
 
 class SafeCheckpointIO(_WrappingCheckpointIO):
@@ -176,7 +178,7 @@ class SafeCheckpointIO(_WrappingCheckpointIO):
         _require_finite_weights(checkpoint, str(path))
         try:
             if type(self.checkpoint_io) is TorchCheckpointIO and '://' not in str(path):
-                _write_whole(checkpoint, Path(path))
+                _write_whole(Path(path), partial(torch.save, checkpoint))
             else:  # a user's own, or not on a local disk
                 super().save_checkpoint(checkpoint, path, storage_options)
         except OSError as error:
@@ -199,14 +201,14 @@ def _require_finite_weights(checkpoint: Mapping[str, Any], path: str) -> None:
             )
 
 
-def _write_whole(checkpoint: dict[str, Any], path: Path) -> None:
-    """Write a checkpoint beside its name, and give it the name when it is on disk."""
+def _write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Write a file beside its name, and give it the name when it is on disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     host = socket.gethostname()
     unfinished = path.with_name(f'{UNFINISHED}{path.name}-{host}-{os.getpid()}')
     try:
         with unfinished.open('wb') as file:
-            torch.save(checkpoint, file)
+            write(file)
             file.flush()
             os.fsync(file.fileno())
         unfinished.replace(path)
@@ -220,10 +222,10 @@ def _write_whole(checkpoint: dict[str, Any], path: Path) -> None:
 
 
 def clear_unfinished(folder: Path) -> None:
-    """Remove what processes that have ended left of checkpoints they were writing.
+    """Remove what processes that have ended left of files they were writing.
 
     Args:
-        folder: Folder of checkpoints.
+        folder: Folder of a run, or of its checkpoints.
     """
     for path in folder.glob(f'{UNFINISHED}*'):
         host, _, pid = path.name.rpartition('-')

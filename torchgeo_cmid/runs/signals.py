@@ -18,6 +18,9 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+#: What asks a run to end.
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
 
 class IgnoreSigterm:
     """A *worker_init_fn*: workers go on when their whole group is asked to end.
@@ -39,7 +42,7 @@ class IgnoreSigterm:
         Args:
             worker: Its number.
         """
-        for number in (signal.SIGTERM, signal.SIGUSR1):
+        for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
         if self.then is not None:
             self.then(worker)
@@ -192,7 +195,7 @@ class SaveOnSigterm(Callback):
             return  # Lightning saves and puts the job into the queue again
         if trainer.received_sigterm and not self._begun:
             raise SystemExit(128 + signal.SIGTERM)  # it came while the run was set up
-        for number in (signal.SIGTERM, signal.SIGUSR1):
+        for number in SIGNALS:
             self._before[number] = signal.signal(number, self._note)
 
     def _ignore(self) -> None:

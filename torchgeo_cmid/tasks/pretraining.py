@@ -361,11 +361,6 @@ class PretrainingTask(BaseTask):
         self._planned = True
 
     @property
-    def total_steps(self) -> int:
-        """Number of optimizer steps of the run."""
-        return self.schedules.total_steps
-
-    @property
     def current_momentum(self) -> float:
         """Momentum m(n) of the teacher's next update."""
         return self.schedules.momentum(self.trainer.global_step)

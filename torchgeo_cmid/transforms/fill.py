@@ -5,6 +5,8 @@
 
 In a mask of valid pixels, (B, 1, H, W) bool, they are False. Who sees to them, and why:
 
+* :class:`~torchgeo_cmid.datasets.Scenes` sets them in each sample, which is for those
+  who use it without our task: what a file holds there may be NaN.
 * :class:`~torchgeo_cmid.transforms.TwoMaskedViews` sets them to the mean of the valid
   pixels in patches, before anything is resampled or blurred: what they held, NaN for
   example, would reach other pixels. It also finds them in the views, once per view.

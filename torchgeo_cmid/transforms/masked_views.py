@@ -34,9 +34,9 @@ class MaskedViews(NamedTuple):
 class TwoMaskedViews(nn.Module):
     """Draws two masked views of each patch of a batch.
 
-    Fill pixels are nowhere else set on the way to the views: here they get the mean of
-    the valid pixels before anything is resampled or changed, so that whatever
-    *augmentations* does, no value of theirs reaches another pixel. (In the views
+    Fill pixels, whatever a data set has put there, get the mean of the valid ones here
+    before anything is resampled or changed, so that whatever *augmentations* does, no
+    value of theirs reaches another pixel. (In the views
     :meth:`~torchgeo_cmid.tasks.CMID.compute_losses` does the same, for the statistics
     of a crop are not those of its patch.) Huge values are limited here and nowhere
     else: see :func:`~torchgeo_cmid.transforms.limit_values`.

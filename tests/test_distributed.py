@@ -40,7 +40,7 @@ def compute(x: Tensor, y: Tensor) -> dict[str, Tensor]:
     contrastive = QueueInfoNCE(3, 10)
     contrastive.enqueue(x.mean((2, 3)).float(), y.mean((2, 3)).float())
     distillation = PrototypeDistillation(3)
-    distillation.update_center(x.mean((2, 3)))
+    distillation.assign(x.mean((2, 3)), 0.04)
     rank_me = RankMe()
     rank_me.update(x.mean((2, 3)))
     return {
@@ -48,6 +48,7 @@ def compute(x: Tensor, y: Tensor) -> dict[str, Tensor]:
         'grad': global_mean(weight.grad),  # as DistributedDataParallel does
         'queue': contrastive.queue,
         'center': distillation.center,
+        'spread': distillation.spread,
         'gathered': gather_batch(x),
         'rank': rank_me.compute(),
     }

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1] / PACKAGE
 
 #: Folder (or module of the top level) -> what it may import of the package. Data flows
 #: one way: file -> rasters -> datasets, samplers -> data module -> transforms ->
-#: networks -> losses -> task; callbacks watch.
+#: networks -> losses -> task; callbacks watch, and measure by evaluation.
 ALLOWED = {
     '__init__': {'autoload', 'datamodules', 'moved', 'tasks'},
     'autoload': {'registration'},
@@ -27,6 +27,7 @@ ALLOWED = {
     'datamodules': {'datasets', 'rasters', 'samplers'},
     'datasets': {'rasters'},
     'distributed': set(),
+    'evaluation': {'metrics', 'transforms'},
     'export': {'models'},
     'losses': {'distributed'},
     'metrics': set(),
@@ -35,6 +36,7 @@ ALLOWED = {
     'networks': {'transforms'},
     'rasters': set(),
     'registration': {'callbacks', 'datamodules', 'models', 'tasks'},
+    'rules': set(),
     'runs': {'distributed', 'losses'},
     'samplers': {'datasets', 'rasters'},
     'schedules': set(),
@@ -46,6 +48,7 @@ ALLOWED = {
         'metrics',
         'models',
         'networks',
+        'rules',
         'runs',
         'schedules',
         'transforms',
@@ -54,7 +57,7 @@ ALLOWED = {
 }
 
 #: What computes, and is of use without Lightning.
-PURE = {'losses', 'networks', 'rasters', 'transforms'}
+PURE = {'evaluation', 'losses', 'networks', 'rasters', 'transforms'}
 LIGHTNING = {'lightning', 'lightning_fabric', 'pytorch_lightning'}
 
 #: File names that may stand in two folders: a command and its function, a data set and

@@ -7,6 +7,9 @@ Source: section 4 of `CMID <https://arxiv.org/abs/2304.09670>`__.
 """
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 
 def cosine(step: int, total_steps: int, start: float, end: float) -> float:
@@ -45,7 +48,7 @@ def learning_rate(
 
 
 def teacher_temperature(
-    epoch: int, warmup_epochs: int, warmup: float, final: float
+    epoch: int, warmup_epochs: float, warmup: float, final: float
 ) -> float:
     """Warm the teacher's temperature up linearly, then keep it.
 
@@ -61,3 +64,56 @@ def teacher_temperature(
     if warmup_epochs <= 1:
         return final
     return warmup + (final - warmup) * min(epoch / (warmup_epochs - 1), 1)
+
+
+@dataclass(frozen=True)
+class Schedules:
+    """What changes in the course of a run, by step or epoch."""
+
+    #: Settings of the task, none of them open any more.
+    settings: Mapping[str, Any]
+    #: Number of optimizer steps S_max of the run.
+    total_steps: int = 1
+    #: Number of optimizer steps of an epoch.
+    steps_per_epoch: int = 1
+
+    def learning_rate(self, step: int) -> float:
+        """Learning rate of a step.
+
+        Args:
+            step: Optimizer step n, from 0.
+
+        Returns:
+            The learning rate.
+        """
+        warmup_steps = round(self.settings['warmup_epochs'] * self.steps_per_epoch)
+        ends = self.settings['lr'], self.settings['min_lr']
+        return learning_rate(step, self.total_steps, warmup_steps, *ends)
+
+    def momentum(self, step: int) -> float:
+        """Momentum m(n) of the teacher's update after a step.
+
+        Args:
+            step: Optimizer step n, from 0.
+
+        Returns:
+            The momentum.
+        """
+        ends = self.settings['momentum'], self.settings['final_momentum']
+        return cosine(step, self.total_steps, *ends)
+
+    def teacher_temperature(self, epoch: int) -> float:
+        """Temperature T(e) of the teacher's assignments, where it is given.
+
+        Args:
+            epoch: Epoch e, from 0.
+
+        Returns:
+            The temperature.
+        """
+        return teacher_temperature(
+            epoch,
+            self.settings['warmup_teacher_temperature_epochs'],
+            self.settings['warmup_teacher_temperature'],
+            self.settings['teacher_temperature'],
+        )

@@ -154,7 +154,7 @@ class TestSwinB:
         used = sum(
             v.numel() for k, v in swin_state.items() if 'position_index' not in k
         )
-        parts = ('student.', 'teacher.', 'contrastive.', 'distillation.')
+        parts = ('student.', 'teacher.', 'contrastive.', 'distillation.center')
         ours = sum(
             v.numel() for k, v in swin.state_dict().items() if k.startswith(parts)
         )

@@ -120,9 +120,9 @@ class TestComputeLosses:
         seen: list[Tensor] = []
         assign = task.distillation.assign
 
-        def spy(teacher: Tensor, temperature: float) -> Tensor:
+        def spy(teacher: Tensor, temperature: float, weight: Tensor) -> Tensor:
             seen.append(task.distillation.center.clone())
-            return assign(teacher, temperature)
+            return assign(teacher, temperature, weight)
 
         task.distillation.assign = spy  # type: ignore[method-assign]
         losses_of(task)
@@ -237,26 +237,28 @@ class TestArguments:
             'reconstruction_branch': True,
             'loss_weights': (1, 1, 1),
             'frequency_weight': 1.0,
-            'queue_size': 65536,
+            'queue_size': None,
             'temperature': 0.2,
             'projection_dim': 256,
             'hidden_dim': 2048,
-            'num_prototypes': 2048,
+            'num_prototypes': None,
             'bottleneck_dim': 256,
             'local_head_norm': None,
             'num_matches': 20,
             'student_temperature': 0.1,
-            'teacher_temperature': 0.07,
+            'teacher_temperature': None,
             'warmup_teacher_temperature': 0.04,
-            'warmup_teacher_temperature_epochs': 50,
+            'warmup_teacher_temperature_epochs': None,
+            'sharpness': None,
             'center_momentum': 0.9,
-            'momentum': 0.996,
+            'momentum': None,
             'final_momentum': 1.0,
             'optimizer': 'adan',
             'lr': None,
             'weight_decay': 0.02,
-            'warmup_epochs': 10,
+            'warmup_epochs': None,
             'min_lr': 1e-6,
             'augmentations': None,
             'recompute': True,
+            'recipe': 'scaled',
         }

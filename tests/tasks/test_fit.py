@@ -97,7 +97,8 @@ class TestRasterFolder:
 
     def test_schedules(self, scenes: Path) -> None:
         """Four steps in two epochs, warmed up over the first."""
-        fit_scenes(scenes, '--model.init_args.lr', '0.1')
+        recipe = '--model.init_args.recipe=published'
+        fit_scenes(scenes, '--model.init_args.lr', '0.1', recipe)
         factors = [
             (1 + torch.cos(torch.pi * torch.tensor(n / 4))) / 2 for n in range(4)
         ]
@@ -112,6 +113,58 @@ class TestRasterFolder:
         assert column('teacher_temperature') == pytest.approx(
             [0.04, 0.04, 0.04 + 0.03 / 49, 0.04 + 0.03 / 49]
         )
+
+    def test_rules(self, scenes: Path, caplog: pytest.LogCaptureFixture) -> None:
+        """What is left open follows from four steps, and is said with its reason."""
+        with caplog.at_level('INFO'):
+            fit_scenes(scenes)
+        said = [record.getMessage() for record in caplog.records]
+        assert 'momentum 0.5: 4 steps' in said
+        assert 'sharpness 2: 4 steps' in said
+        assert not any(line.startswith('queue_size') for line in said)  # it is typed
+        assert column('momentum')[0] == 0.5
+        spread, sharpness = column('train_logit_spread'), column('train_sharpness')
+        assert sharpness == pytest.approx([2] * 4)
+        assert column('teacher_temperature') == pytest.approx(
+            [value / 2 for value in spread]
+        )
+
+    def test_recipe_published(
+        self, scenes: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """All rules are set aside, and what would be decided is not said."""
+        with caplog.at_level('INFO'):
+            fit_scenes(scenes, '--model.init_args.recipe=published')
+        assert not any('4 steps' in record.getMessage() for record in caplog.records)
+        assert column('momentum')[0] == pytest.approx(0.996)
+        assert column('teacher_temperature')[0] == pytest.approx(0.04)
+
+    def test_open_sizes(self, scenes: Path) -> None:
+        """Tensors keep the published size, of which the first columns are in use."""
+        task = CMID(model='test_resnet', in_channels=4, size=64, mask_patch_size=16)
+        assert task.contrastive.queue.shape == (256, 65536)
+        before = task.contrastive.queue.clone()
+        datamodule = RasterFolderDataModule(
+            str(scenes), patch_size=48, batch_size=4, length=8
+        )
+        trainer = Trainer(
+            accelerator='cpu',
+            max_epochs=3,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            limit_val_batches=0,
+        )
+        trainer.fit(task, datamodule)
+        assert task.settings['queue_size'] == task.contrastive.in_use == 8
+        assert task.settings['num_prototypes'] == task.distillation.in_use == 256
+        assert torch.equal(task.contrastive.queue[:, 8:], before[:, 8:])
+        changed = (task.contrastive.queue != before).any(dim=0)
+        assert changed[:8].all()
+        # 6 steps of 8 keys: the pointer has gone round six times
+        assert task.contrastive.queue_ptr.item() == 0
+        assert (task.distillation.center[256:] == 0).all()
+        assert (task.distillation.center[:256] != 0).all()
 
     def test_learning_rate_follows_the_batch(self, scenes: Path) -> None:
         fit_scenes(scenes, '--trainer.accumulate_grad_batches', '2')
@@ -421,7 +474,7 @@ class TestGivenOptimizer:
         self, scenes: Path, arguments: list[str], caplog: pytest.LogCaptureFixture
     ) -> None:
         with caplog.at_level('INFO'):
-            fit_scenes(scenes, *arguments)
+            fit_scenes(scenes, '--model.init_args.momentum=0.996', *arguments)
         factors = [
             (1 + torch.cos(torch.pi * torch.tensor(n / 4))) / 2 for n in range(4)
         ]

@@ -27,6 +27,7 @@ OTHERS = {
     'optimizer',
     'augmentations',
     'recompute',
+    'recipe',
 }
 
 

@@ -53,6 +53,9 @@ class QueueInfoNCE(nn.Module):
     queue: Tensor
     queue_ptr: Tensor
 
+    #: Number of keys in use, the first columns of the queue.
+    in_use: int
+
     def __init__(
         self, dim: int = 256, queue_size: int = 65536, temperature: float = 0.2
     ) -> None:
@@ -65,8 +68,18 @@ class QueueInfoNCE(nn.Module):
         """
         super().__init__()
         self.temperature = temperature
+        self.in_use = queue_size
         self.register_buffer('queue', F.normalize(torch.randn(dim, queue_size), dim=0))
         self.register_buffer('queue_ptr', torch.zeros(1, dtype=torch.long))
+
+    def use(self, number: int) -> None:
+        """Use the first columns of the queue alone.
+
+        Args:
+            number: How many.
+        """
+        self.in_use = number
+        self.queue_ptr.remainder_(number)
 
     def forward(
         self, query: Tensor, key: Tensor, share: Tensor | None = None
@@ -85,7 +98,9 @@ class QueueInfoNCE(nn.Module):
         with torch.autocast(query.device.type, enabled=False):
             query, key = query.to(self.queue.dtype), key.to(self.queue.dtype)
             positive = (query * key).sum(dim=1) / self.temperature  # (B,)
-            negative = _QueueLogSumExp.apply(query, self.queue, self.temperature)
+            negative = _QueueLogSumExp.apply(
+                query, self.queue[:, : self.in_use], self.temperature
+            )
             return batch_mean(F.softplus(negative - positive), share)
 
     @torch.no_grad()
@@ -104,7 +119,7 @@ class QueueInfoNCE(nn.Module):
         new = (
             gather_batch(torch.stack(keys, dim=1), sizes).transpose(0, 1).flatten(0, 1)
         )
-        size = self.queue.shape[1]
+        size = self.in_use
         places = (self.queue_ptr + torch.arange(len(new), device=new.device)) % size
         # in place: the gradient of this step's loss does not need the old keys
         self.queue.index_copy_(1, places[-size:], new[-size:].T.to(self.queue.dtype))

@@ -22,15 +22,34 @@ class PrototypeDistillation(nn.Module):
 
     Source: section III-D of `CMID <https://arxiv.org/abs/2304.09670>`__, after
     `DINO <https://arxiv.org/abs/2104.14294>`__.
+
+    The temperature T of the teacher is given; or it follows the spread s of the
+    teacher's logits, the mean standard deviation of z_t - c over the prototypes, so
+    that s / T, the sharpness, is constant, and with it the entropy of the assignments:
+    s changes with the networks, and a fixed T is too warm for one and too cold for
+    another.
+
+    Attributes:
+        center: The running mean c, (prototypes).
+        spread: Running mean of s, (), 0 before the first call.
+        in_use: Number of prototypes in use, the first ones.
+        sharpness: s / T, or None for a temperature that is given.
     """
 
     center: Tensor
+    spread: Tensor
+    in_use: int
+    sharpness: float | None
+
+    #: Weight of a new value in the running mean of the spread.
+    SPREAD_RATE = 1 / 20
 
     def __init__(
         self,
         num_prototypes: int = 2048,
         student_temperature: float = 0.1,
         center_momentum: float = 0.9,
+        sharpness: float | None = None,
     ) -> None:
         """Initialize a new PrototypeDistillation instance.
 
@@ -38,23 +57,72 @@ class PrototypeDistillation(nn.Module):
             num_prototypes: Number of prototypes.
             student_temperature: Temperature T_s of the student's softmax.
             center_momentum: Momentum of the running mean c.
+            sharpness: s / T of the teacher. None: its temperature is given.
         """
         super().__init__()
         self.student_temperature = student_temperature
         self.center_momentum = center_momentum
+        self.sharpness = sharpness
+        self.in_use = num_prototypes
         self.register_buffer('center', torch.zeros(num_prototypes))
+        self.register_buffer('spread', torch.zeros(()))
 
-    def assign(self, teacher: Tensor, temperature: float) -> Tensor:
+    @torch.no_grad()
+    def assign(
+        self, teacher: Tensor, temperature: float, weight: Tensor | None = None
+    ) -> Tensor:
         """Assign the teacher's cells to prototypes.
+
+        In train mode spread and centre move towards those of these cells, over all
+        processes: the spread before, the centre after the assignment.
 
         Args:
             teacher: Prototype logits z_t, (N, prototypes).
-            temperature: Temperature T of the teacher's softmax.
+            temperature: Temperature T of the teacher's softmax, where it is given.
+            weight: Weight of this process's cells in the global mean, (): see
+                :func:`~torchgeo_cmid.distributed.batch_share`.
 
         Returns:
-            Probabilities, (N, prototypes).
+            Probabilities, (N, prototypes in use).
         """
-        return F.softmax((teacher - self.center) / temperature, dim=-1)
+        logits = teacher[:, : self.in_use]
+        center = self.center[: self.in_use]
+        centred = logits - center
+        spread = centred.std(dim=1).mean().to(self.spread)
+        if not self.training:
+            known = self.spread.where(self.spread > 0, spread)
+            return F.softmax(centred / self._temperature(temperature, known), dim=1)
+        mean = logits.mean(dim=0).to(center)
+        if weight is not None:
+            # the mean of the weights is 1, or 0 where there is no cell: nothing moves
+            mean = torch.lerp(center, mean, weight.to(mean))
+            spread = torch.lerp(self.spread, spread, weight.to(spread))
+        message = global_mean(torch.cat((mean, spread[None].to(mean))))
+        mean, spread = message[:-1], message[-1].to(self.spread)
+        rate = torch.where(self.spread > 0, self.SPREAD_RATE, 1.0).to(spread)
+        self.spread.lerp_(spread, rate)
+        assignments = F.softmax(
+            centred / self._temperature(temperature, self.spread), dim=1
+        )
+        center.lerp_(mean, 1 - self.center_momentum)
+        return assignments
+
+    def _temperature(self, given: float, spread: Tensor) -> float | Tensor:
+        """The temperature of the teacher, for a spread of its logits."""
+        if self.sharpness is None:
+            return given
+        return (spread / self.sharpness).clamp(min=1e-4)  # without a cell it is 0
+
+    def temperature(self, given: float) -> Tensor:
+        """Tell the temperature of the latest assignments.
+
+        Args:
+            given: Temperature T, where it is given.
+
+        Returns:
+            The temperature, ().
+        """
+        return torch.as_tensor(self._temperature(given, self.spread)).to(self.spread)
 
     def forward(
         self, student: Tensor, assignments: Tensor, weight: Tensor | None = None
@@ -64,7 +132,7 @@ class PrototypeDistillation(nn.Module):
         Args:
             student: Prototype logits z_s, (N, prototypes).
             assignments: The teacher's probabilities for the same cells,
-                (N, prototypes), see :meth:`assign`.
+                (N, prototypes in use), see :meth:`assign`.
             weight: Weight of this process's pairs in the global mean, (), where the
                 processes do not have as many: see
                 :func:`~torchgeo_cmid.distributed.batch_share`.
@@ -72,19 +140,6 @@ class PrototypeDistillation(nn.Module):
         Returns:
             The loss, ().
         """
-        loss = F.cross_entropy(student / self.student_temperature, assignments)
+        logits = student[:, : self.in_use] / self.student_temperature
+        loss = F.cross_entropy(logits, assignments)
         return loss if weight is None else loss * weight.to(loss)
-
-    @torch.no_grad()
-    def update_center(self, teacher: Tensor, weight: Tensor | None = None) -> None:
-        """Move the centre towards the mean of the teacher's logits, over all processes.
-
-        Args:
-            teacher: Prototype logits z_t, (N, prototypes).
-            weight: Weight of this process's cells in the global mean, ().
-        """
-        mean = teacher.mean(dim=0).to(self.center)
-        if weight is not None:
-            # the mean of the weights is 1, or 0 where there is no cell: then c stays
-            mean = torch.lerp(self.center, mean, weight.to(mean))
-        self.center.lerp_(global_mean(mean), 1 - self.center_momentum)

@@ -66,11 +66,9 @@ class CollapseAlarm(Callback):
         each, mean = torch.stack([metrics[name].float() for name in ENTROPIES]).tolist()
         rate = _lower_rate(trainer)
         if each > UNIFORM:
-            temperature = pl_module.hparams.get('teacher_temperature')
-            to = '' if temperature is None else f' to {temperature / 2:.3g}'
             rank_zero_warn(
                 'the local branch has gone uniform: the teacher assigns each cell to '
-                f'all prototypes alike. Lower teacher_temperature{to}, or {rate}.'
+                f'all prototypes alike. {_sharpen(pl_module)}, or {rate}.'
             )
         if mean < SAME:
             momentum = pl_module.hparams.get('center_momentum')
@@ -129,6 +127,16 @@ class CollapseAlarm(Callback):
                 f'{float(rank):.2f}. {_lower_rate(trainer).capitalize()}, or raise the '
                 'batch size.'
             )
+
+
+def _sharpen(task: LightningModule) -> str:
+    """Say to which value to set what makes the teacher's assignments sharper."""
+    settings = getattr(task, 'settings', task.hparams)
+    if settings.get('sharpness') is not None:
+        return f'Raise sharpness to {1.5 * settings["sharpness"]:.3g}'
+    temperature = settings.get('teacher_temperature')
+    to = '' if temperature is None else f' to {temperature / 2:.3g}'
+    return f'Lower teacher_temperature{to}'
 
 
 def _lower_rate(trainer: Trainer) -> str:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torchvision.models._api import WeightsEnum
 
@@ -29,6 +30,7 @@ from ..models.official import (
     unwrap_state,
 )
 from ..networks import Student, Teacher
+from ..rules import published
 from ..transforms import (
     Matches,
     TwoMaskedViews,
@@ -77,28 +79,30 @@ class CMID(PretrainingTask):
         reconstruction_branch: bool = True,
         loss_weights: Sequence[float] = (1, 1, 1),
         frequency_weight: float = 1.0,
-        queue_size: int = 65536,
+        queue_size: int | None = None,
         temperature: float = 0.2,
         projection_dim: int = 256,
         hidden_dim: int = 2048,
-        num_prototypes: int = 2048,
+        num_prototypes: int | None = None,
         bottleneck_dim: int = 256,
         local_head_norm: bool | None = None,
         num_matches: int = 20,
         student_temperature: float = 0.1,
-        teacher_temperature: float = 0.07,
+        teacher_temperature: float | None = None,
         warmup_teacher_temperature: float = 0.04,
-        warmup_teacher_temperature_epochs: int = 50,
+        warmup_teacher_temperature_epochs: float | None = None,
+        sharpness: float | None = None,
         center_momentum: float = 0.9,
-        momentum: float = 0.996,
+        momentum: float | None = None,
         final_momentum: float = 1.0,
         optimizer: str = 'adan',
         lr: float | None = None,
         weight_decay: float = 0.02,
-        warmup_epochs: int = 10,
+        warmup_epochs: float | None = None,
         min_lr: float = 1e-6,
         augmentations: nn.Module | None = None,
         recompute: bool = True,
+        recipe: Literal['scaled', 'published'] = 'scaled',
     ) -> None:
         """Initialize a new CMID instance.
 
@@ -122,41 +126,60 @@ class CMID(PretrainingTask):
             reconstruction_branch: Whether masked cells are reconstructed.
             loss_weights: Weights of the reconstruction, global and local loss.
             frequency_weight: Weight of the frequency term in the reconstruction loss.
-            queue_size: Number of keys in the queue of the global branch.
+            queue_size: Number of keys in the queue of the global branch. None: 65,536,
+                of which at most the patches of an epoch are in use.
             temperature: Temperature of InfoNCE.
             projection_dim: Length of the global embedding.
             hidden_dim: Length of the hidden layers of the heads.
-            num_prototypes: Number of prototypes of the local branch.
+            num_prototypes: Number of prototypes of the local branch. None: 2,048, of
+                which fewer are in use in a run that sees few patches.
             bottleneck_dim: Length of the embedding that is compared with prototypes.
             local_head_norm: Batch norm in the local head. None: if the backbone has it.
             num_matches: Number of pairs of cells that are distilled per patch and
                 direction.
             student_temperature: Temperature of the student's assignments.
-            teacher_temperature: Temperature of the teacher's after the warm-up.
+            teacher_temperature: Temperature of the teacher's after the warm-up. None:
+                0.07, or what *sharpness* says.
             warmup_teacher_temperature: Temperature of the teacher's at the start.
             warmup_teacher_temperature_epochs: Epochs of the temperature's warm-up.
+                None: 50, at most 30 % of the run.
+            sharpness: Spread of the teacher's logits over its temperature, which then
+                follows the spread. None: 2 in a run of less than 20,000 steps, else the
+                temperature is fixed.
             center_momentum: Momentum of the centre of the teacher's logits.
-            momentum: Momentum of the teacher at the start.
+            momentum: Momentum of the teacher at the start. None: 0.996, and 1 - 9.2 /
+                steps in a run of less than 2,300.
             final_momentum: Momentum of the teacher at the end.
             optimizer: Name of the timm optimizer.
             lr: Learning rate after the warm-up. None: 0.00625 sqrt(global batch / 256),
                 the authors' rule, from the batch size of the run.
             weight_decay: Weight decay of every trained parameter with more than one
                 dimension.
-            warmup_epochs: Epochs of the learning rate's warm-up.
+            warmup_epochs: Epochs of the learning rate's warm-up. None: 10, at most a
+                tenth of the run.
             min_lr: Learning rate at the end.
             augmentations: Module that draws the views in place of the default one: see
                 :class:`~torchgeo_cmid.transforms.TwoMaskedViews`.
             recompute: Compute wide maps anew in the backward pass, which takes less
                 memory and gives the same gradients: see
                 :mod:`torchgeo_cmid.networks.recompute`.
+            recipe: 'scaled': what is None follows from how long the run is, by
+                :mod:`torchgeo_cmid.rules`. 'published': it has the published number.
 
         Raises:
             ValueError: If the model is unknown or gives no map of features, if *size*
-                is no multiple of *mask_patch_size*, if no branch is left, or if another
-                argument is out of its range.
+                is no multiple of *mask_patch_size*, if no branch is left, if arguments
+                contradict each other, or if another is out of its range.
         """
         check_ranges(locals())
+        if recipe not in ('scaled', 'published'):
+            raise ValueError(f"recipe='{recipe}' must be 'scaled' or 'published'")
+        if sharpness is not None and teacher_temperature is not None:
+            raise ValueError(
+                f'sharpness={sharpness} and teacher_temperature={teacher_temperature} '
+                'contradict each other: the first is the spread of the logits over the '
+                'second, so give one'
+            )
         if size % mask_patch_size:
             raise ValueError(
                 f'size={size} must be a multiple of mask_patch_size={mask_patch_size}'
@@ -211,9 +234,9 @@ class CMID(PretrainingTask):
             'local_head_norm',
             'recompute',
         )
+        known = published(self.hparams)
         self.student = Student(
-            pretrained=self.weights is True,
-            **{name: self.hparams[name] for name in arguments},
+            pretrained=self.weights is True, **{name: known[name] for name in arguments}
         )
         if self._start is not None:
             load_strictly(self.student.backbone, self._start, str(self.weights))
@@ -227,14 +250,28 @@ class CMID(PretrainingTask):
         if self.hparams['global_branch'] == 'moco':
             self.contrastive = QueueInfoNCE(
                 self.hparams['projection_dim'],
-                self.hparams['queue_size'],
+                published(self.hparams)['queue_size'],
                 self.hparams['temperature'],
             )
         self.distillation = PrototypeDistillation(
-            self.hparams['num_prototypes'],
+            published(self.hparams)['num_prototypes'],
             self.hparams['student_temperature'],
             self.hparams['center_momentum'],
         )
+
+    def apply_settings(self) -> None:
+        """Take what is typed, else what the rules say, else the published number."""
+        super().apply_settings()
+        if isinstance(self.contrastive, QueueInfoNCE):
+            keys, patches = self.settings['queue_size'], self.scale.patches
+            if 0 < patches < keys:
+                rank_zero_warn(
+                    f'queue_size={keys} holds more keys than an epoch has patches '
+                    f'({patches}): older keys of the same patch become negatives'
+                )
+            self.contrastive.use(keys)
+        self.distillation.in_use = self.settings['num_prototypes']
+        self.distillation.sharpness = self.settings['sharpness']
 
     # The method, in the order of its description: three losses, teacher
 
@@ -256,14 +293,16 @@ class CMID(PretrainingTask):
                 (B, h, w, 2) each.
             valid: Their valid pixels, (B, 1, S, S) bool each; others may hold anything.
                 None: all are.
-            teacher_temperature: Temperature T of the teacher's assignments.
+            teacher_temperature: Temperature T of the teacher's assignments, where it
+                does not follow from *sharpness*.
 
         Returns:
             The losses, () each: ``reconstruction`` (with its parts ``spatial`` and
             ``frequency``), ``global`` and ``local`` as far as their branch is on, and
             the weighted sum ``loss``. With ``local`` come ``assignment_entropy`` and
             ``mean_assignment_entropy``, the entropy of the teacher's assignments per
-            cell and of their mean, as a share of ln K.
+            cell and of their mean, as a share of ln K, the ``logit_spread`` s of the
+            teacher, its ``sharpness`` s / T and ``teacher_temperature`` T.
         """
         size = views[0].shape[-1]
         pixels = [expand_mask(mask, size).to(views[0]) for mask in masks]  # M
@@ -372,16 +411,18 @@ class CMID(PretrainingTask):
             logits = self.student.prototype_head(cells)  # z_s
             with torch.no_grad():
                 target = self.teacher.prototype_head(target_cells)  # z_t
-                assignment = self.distillation.assign(target, teacher_temperature)
+            assignment = self.distillation.assign(target, teacher_temperature, share)
             losses.append(self.distillation(logits, assignment, share))
             assignments.append(assignment)
-            if self.training:
-                self.distillation.update_center(target, share)
+        temperature = self.distillation.temperature(teacher_temperature)
         probabilities = torch.cat(assignments)  # (2 B n, prototypes)
         return {
             'local': torch.stack(losses).mean(),
             'assignment_entropy': entropy_share(probabilities),
             'mean_assignment_entropy': entropy_share(probabilities.mean(dim=0)),
+            'logit_spread': self.distillation.spread.clone(),
+            'sharpness': self.distillation.spread / temperature,
+            'teacher_temperature': temperature,
         }
 
     def update_teacher(self, momentum: float) -> None:
@@ -430,11 +471,21 @@ class CMID(PretrainingTask):
         else:
             state = load_official_state(checkpoint, weights_only)
         self._expect(PUBLISHED)
-        parts = ('student.', 'teacher.', 'contrastive.', 'distillation.')
+        parts = ('student.', 'teacher.', 'contrastive.', 'distillation.center')
         reference = {k: v for k, v in self.state_dict().items() if k.startswith(parts)}
         self.load_state_dict(
             convert_official_checkpoint(state, reference), strict=False
         )
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with the views, masks and pixels of a checkpoint.
+
+        Args:
+            checkpoint: The checkpoint.
+        """
+        name = 'distillation.spread'  # since version 0.2; 0: it is found anew
+        checkpoint['state_dict'].setdefault(name, self.state_dict()[name] * 0)
+        super().on_load_checkpoint(checkpoint)
 
 
 class cmid(CMID):

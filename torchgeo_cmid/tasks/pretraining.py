@@ -5,21 +5,18 @@
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import lightning.pytorch.utilities.types
 import torch
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torchgeo.datasets.utils import Sample
 from torchgeo.tasks import BaseTask
 
-from .. import schedules
 from ..callbacks.pixel_contract import see_pixels
 from ..distributed import global_mean, global_means, world_size
 from ..metrics import RankMe
@@ -34,6 +31,7 @@ from ..models.normalization import (
     note_pixels,
 )
 from ..networks import Student, Teacher
+from ..rules import PUBLISHED, Scale, published, settle
 from ..runs.collapse import CollapseAlarm
 from ..runs.data_wait import DataWait
 from ..runs.finite import require_finite
@@ -41,113 +39,49 @@ from ..runs.interruption import KeepFiles, keep_earlier_files, refuse_old_run
 from ..runs.processes import OneModel
 from ..runs.randomness import seeded
 from ..runs.signals import SaveOnSigterm
+from ..schedules import Schedules
 from ..transforms import TwoMaskedViews
 
 Pair = tuple[Tensor, Tensor]
 
 
-@dataclass(frozen=True)
-class PretrainingSchedules:
-    """What changes in the course of a run, by step or epoch.
+def scale_of(trainer: Trainer) -> Scale:
+    """Ask a trainer how long its run is.
 
-    Source: section 4 of `CMID <https://arxiv.org/abs/2304.09670>`__.
+    Args:
+        trainer: The trainer, about to fit.
+
+    Returns:
+        The scale of the run.
+
+    Raises:
+        ValueError: If the run or its epochs have no end, if the number of patches in a
+            batch is not known, or if it is one.
     """
-
-    #: Arguments of the task.
-    arguments: Mapping[str, Any]
-    #: Learning rate after the warm-up.
-    lr: float
-    #: Number of optimizer steps S_max of the run.
-    total_steps: int = 1
-    #: Number of optimizer steps W in which the learning rate is warmed up.
-    warmup_steps: int = 0
-    #: Number of patches in a batch over all processes and accumulated batches.
-    batch_size: int = 0
-
-    @classmethod
-    def of_run(cls, trainer: Trainer, arguments: Mapping[str, Any]) -> Self:
-        """Ask a trainer how long its run is.
-
-        Args:
-            trainer: The trainer, about to fit.
-            arguments: Arguments of the task.
-
-        Returns:
-            The schedules of the run.
-
-        Raises:
-            ValueError: If the run or its epochs have no end, if the number of patches
-                in a batch is not known, or if it is one.
-        """
-        steps = trainer.estimated_stepping_batches
-        if math.isinf(steps):
-            raise ValueError(
-                'the schedules need the end of the run: set max_epochs or max_steps'
-            )
-        trainer.fit_loop.setup_data()  # with max_steps alone nothing has asked yet
-        batches = trainer.num_training_batches
-        if math.isinf(batches):
-            raise ValueError(
-                'the schedules need epochs, but the data loader has no length: set '
-                '--trainer.limit_train_batches to a number of batches'
-            )
-        batch_size = _global_batch_size(trainer)
-        if batch_size == 1:
-            raise ValueError(
-                'a global batch of one patch can not be trained on: raise batch_size'
-            )
-        queue_size, patches = arguments['queue_size'], int(batches) * batch_size
-        if arguments['global_branch'] == 'moco' and queue_size > patches:
-            rank_zero_warn(
-                f'queue_size={queue_size} holds more keys than an epoch has '
-                f'patches ({patches}): older keys of the same patch become negatives'
-            )
-        accumulated = trainer.accumulate_grad_batches
-        lr = arguments['lr']
-        if lr is None:
-            lr = 0.00625 * math.sqrt(batch_size * accumulated / 256)
-        warmup_steps = arguments['warmup_epochs'] * math.ceil(batches / accumulated)
-        return cls(arguments, lr, int(steps), warmup_steps, batch_size * accumulated)
-
-    def learning_rate(self, step: int) -> float:
-        """Learning rate of a step.
-
-        Args:
-            step: Optimizer step n, from 0.
-
-        Returns:
-            The learning rate.
-        """
-        steps = self.total_steps, self.warmup_steps
-        return schedules.learning_rate(step, *steps, self.lr, self.arguments['min_lr'])
-
-    def momentum(self, step: int) -> float:
-        """Momentum m(n) of the teacher's update after a step.
-
-        Args:
-            step: Optimizer step n, from 0.
-
-        Returns:
-            The momentum.
-        """
-        ends = self.arguments['momentum'], self.arguments['final_momentum']
-        return schedules.cosine(step, self.total_steps, *ends)
-
-    def teacher_temperature(self, epoch: int) -> float:
-        """Temperature T(e) of the teacher's assignments.
-
-        Args:
-            epoch: Epoch e, from 0.
-
-        Returns:
-            The temperature.
-        """
-        return schedules.teacher_temperature(
-            epoch,
-            self.arguments['warmup_teacher_temperature_epochs'],
-            self.arguments['warmup_teacher_temperature'],
-            self.arguments['teacher_temperature'],
+    steps = trainer.estimated_stepping_batches
+    if math.isinf(steps):
+        raise ValueError(
+            'the schedules need the end of the run: set max_epochs or max_steps'
         )
+    trainer.fit_loop.setup_data()  # with max_steps alone nothing has asked yet
+    batches = trainer.num_training_batches
+    if math.isinf(batches):
+        raise ValueError(
+            'the schedules need epochs, but the data loader has no length: set '
+            '--trainer.limit_train_batches to a number of batches'
+        )
+    batch_size = _global_batch_size(trainer)
+    if batch_size == 1:
+        raise ValueError(
+            'a global batch of one patch can not be trained on: raise batch_size'
+        )
+    accumulated = trainer.accumulate_grad_batches
+    return Scale(
+        steps=int(steps),
+        steps_per_epoch=math.ceil(batches / accumulated),
+        patches=int(batches) * batch_size,
+        batch_size=batch_size * accumulated,
+    )
 
 
 def _global_batch_size(trainer: Trainer) -> int:
@@ -178,14 +112,22 @@ class PretrainingTask(BaseTask):
     views: TwoMaskedViews
     pixels: Pixels | None
 
+    #: What the rules have decided for the run, by argument.
+    rules: dict[str, Any]
+    #: All arguments, with a number for each that is left open.
+    settings: dict[str, Any]
+    schedules: Schedules
+
     def __init__(self) -> None:
         """Initialize a new PretrainingTask instance."""
         super().__init__()
+        self.rules = {}
+        self.scale = Scale(steps=1, steps_per_epoch=1, patches=0, batch_size=0)
+        self.apply_settings()
         self.seed = 0
         self.interruption = SaveOnSigterm()
         self._drawn = {'epoch': 0, 'batches': 0}
         self._gradients: dict[str, Tensor] = {}
-        self.schedules = PretrainingSchedules(self.hparams, self.hparams['lr'] or 0.0)
         # images pass it on their way to the views; where the pixels that a backbone was
         # trained on are known, a hook brings them to these
         self.inputs = nn.Identity()
@@ -244,9 +186,9 @@ class PretrainingTask(BaseTask):
         means = global_means(losses)
         require_finite(self.trainer, losses, means['loss'], batch)
         self.log_dict(
-            {f'train_{name}': value for name, value in means.items()}
+            {'teacher_temperature': means.pop('teacher_temperature', temperature)}
+            | {f'train_{name}': value for name, value in means.items()}
             | {
-                'teacher_temperature': temperature,
                 'momentum': self.current_momentum,
                 'lr': self.optimizers().param_groups[0]['lr'],  # type: ignore[union-attr]
             },
@@ -303,6 +245,7 @@ class PretrainingTask(BaseTask):
         losses = self.compute_losses(
             *drawn, teacher_temperature=self.current_teacher_temperature
         )
+        losses.pop('teacher_temperature', None)
         self.rank_me.update(self(drawn.views[0]))
         self.log_dict(
             {f'val_{name}': value for name, value in losses.items()},
@@ -339,13 +282,13 @@ class PretrainingTask(BaseTask):
         self._plan()
         if self.hparams['lr'] is None:
             rank_zero_info(
-                f'lr = {self.schedules.lr:.3g}, for a global batch of '
-                f'{self.schedules.batch_size} patches'
+                f'lr = {self.settings["lr"]:.3g}, for a global batch of '
+                f'{self.scale.batch_size} patches'
             )
         optimizer = create_optimizer_v2(
             self.student,
             self.hparams['optimizer'],
-            lr=self.schedules.lr,
+            lr=self.settings['lr'],
             weight_decay=self.hparams['weight_decay'],
         )
 
@@ -356,9 +299,29 @@ class PretrainingTask(BaseTask):
         }
 
     def _plan(self) -> None:
-        """Ask the trainer how long the run is."""
-        self.schedules = PretrainingSchedules.of_run(self.trainer, self.hparams)
+        """Ask the trainer how long the run is, and decide what follows from that.
+
+        A run that goes on keeps what was decided when it began.
+        """
+        self.scale = scale_of(self.trainer)
+        for name, (value, reason) in settle(self.hparams, self.scale).items():
+            if name not in self.rules:
+                self.rules[name] = value
+                if name != 'lr' and value is not None:
+                    rank_zero_info(f'{name} {value:.4g}: {reason}')
+        self.apply_settings()
         self._planned = True
+
+    def apply_settings(self) -> None:
+        """Take what is typed, else what the rules say, else the published number."""
+        decided = {
+            name: value
+            for name, value in self.rules.items()
+            if self.hparams[name] is None
+        }
+        self.settings = published(self.hparams) | decided
+        scale = self.scale
+        self.schedules = Schedules(self.settings, scale.steps, scale.steps_per_epoch)
 
     @property
     def current_momentum(self) -> float:
@@ -399,6 +362,7 @@ class PretrainingTask(BaseTask):
             ValueError: If they differ.
         """
         self._settled = self._planned = False
+        self.rules = {}
         # the same in all processes; a checkpoint brings its own
         self.seed = self.trainer.strategy.broadcast(torch.initial_seed())
         datamodule = getattr(self.trainer, 'datamodule', None)
@@ -432,7 +396,7 @@ class PretrainingTask(BaseTask):
 
     def _follow_lr(self, scheduler: Any) -> None:
         """Let a learning rate that is typed win over that of a checkpoint."""
-        lr = self.schedules.lr
+        lr = self.settings['lr']
         groups = scheduler.optimizer.param_groups
         lambdas = getattr(scheduler, 'lr_lambdas', [])
         ours = self.hparams['lr'] is not None and self._factor in lambdas
@@ -444,7 +408,8 @@ class PretrainingTask(BaseTask):
 
     def _factor(self, step: int) -> float:
         """Learning rate of a step as a share of that after the warm-up."""
-        return self.schedules.learning_rate(step) / self.schedules.lr
+        rate: float = self.settings['lr']
+        return self.schedules.learning_rate(step) / rate
 
     def on_validation_start(self) -> None:
         """Find out what the images are, if no training has."""
@@ -492,6 +457,7 @@ class PretrainingTask(BaseTask):
         checkpoint['state_dict'] = drop_wrappers(checkpoint['state_dict'])
         checkpoint['seed'] = self.seed
         checkpoint['drawn'] = dict(self._drawn)
+        checkpoint['rules'] = dict(self.rules)
         gradients = {  # of the batches of a step that is not complete
             name: global_mean(parameter.grad)
             for name, parameter in self.student.named_parameters()
@@ -514,6 +480,8 @@ class PretrainingTask(BaseTask):
             named.get(name, name): tensor
             for name, tensor in drop_wrappers(checkpoint['state_dict']).items()
         }
+        self.rules = checkpoint.get('rules', dict(PUBLISHED))
+        self.apply_settings()
         self.seed = checkpoint.get('seed', self.seed)
         self._gradients = checkpoint.get('gradients', {})
         loops = checkpoint['loops']['fit_loop']['epoch_loop.batch_progress']
@@ -524,9 +492,13 @@ class PretrainingTask(BaseTask):
         pixels = find_pixels(checkpoint, {})
         if pixels is not None:
             self._expect(pixels)
-        if 'pixels' not in checkpoint:
-            found = 'not known' if pixels is None else 'those of the data module'
+        found = 'not known' if pixels is None else 'those of the data module'
+        stated = {
+            'pixels': f'mean and std are {found}, the unit is not known',
+            'rules': 'the published numbers hold where no other is typed',
+        }
+        lacking = [f"'{k}': {v}" for k, v in stated.items() if k not in checkpoint]
+        if lacking:
             rank_zero_info(
-                "the checkpoint, of before version 0.2, lacks 'pixels': mean and std "
-                f'are {found}, the unit is not known'
+                'the checkpoint, of before version 0.2, lacks ' + '; '.join(lacking)
             )

@@ -7,6 +7,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from ..rules import PUBLISHED, RULES
+
 
 class Range(NamedTuple):
     """Numbers that an argument may have, and whether the ends are among them."""
@@ -65,18 +67,16 @@ RANGES: dict[str, Range] = {
     'student_temperature': _POSITIVE,
     'teacher_temperature': _POSITIVE,
     'warmup_teacher_temperature': _POSITIVE,
-    'warmup_teacher_temperature_epochs': Range(0, whole=True),
+    'warmup_teacher_temperature_epochs': Range(0),
+    'sharpness': _POSITIVE,
     'center_momentum': _SHARE,
     'momentum': _SHARE,
     'final_momentum': _SHARE,
     'lr': _POSITIVE,
     'weight_decay': Range(0),
-    'warmup_epochs': Range(0, whole=True),
+    'warmup_epochs': Range(0),
     'min_lr': Range(0),
 }
-
-#: Those that may be None.
-_OPTIONAL = {'lr'}
 
 
 def check_ranges(arguments: Mapping[str, Any]) -> None:
@@ -90,7 +90,7 @@ def check_ranges(arguments: Mapping[str, Any]) -> None:
     """
     for name, allowed in RANGES.items():
         value = arguments[name]
-        if value is None and name in _OPTIONAL:
+        if value is None and name in RULES | PUBLISHED:
             continue
         if not allowed.holds(value):
             raise ValueError(f'{name}={value} must be {allowed}')

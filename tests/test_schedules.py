@@ -37,3 +37,12 @@ class TestSchedules:
     def test_without_warmup(self) -> None:
         assert schedules.learning_rate(0, 10, 0, 1e-3, 1e-6) == pytest.approx(1e-3)
         assert schedules.teacher_temperature(0, 0, 0.04, 0.07) == 0.07
+
+    @pytest.mark.parametrize('warmup_epochs', [0, 0.5, 1, 10])
+    def test_peak_is_what_is_reached(self, warmup_epochs: float) -> None:
+        settings = {'warmup_epochs': warmup_epochs, 'lr': 0.1, 'min_lr': 0.0}
+        planned = schedules.Schedules(settings, total_steps=10, steps_per_epoch=8)
+        rates = [planned.learning_rate(n) for n in range(10)]
+        at, peak = planned.peak_learning_rate()
+        assert peak == max(rates) == rates[at]
+        assert peak == 0.1 if warmup_epochs == 0 else peak < 0.1

@@ -90,6 +90,18 @@ class Schedules:
         ends = self.settings['lr'], self.settings['min_lr']
         return learning_rate(step, self.total_steps, warmup_steps, *ends)
 
+    def peak_learning_rate(self) -> tuple[int, float]:
+        """Find the highest learning rate of the run.
+
+        Returns:
+            Its step, from 0, and the learning rate: lower than that after the warm-up
+            if the run is shorter, as the cosine starts with the warm-up.
+        """
+        warmup_steps = round(self.settings['warmup_epochs'] * self.steps_per_epoch)
+        steps = range(min(warmup_steps + 1, self.total_steps))
+        step = max(steps, key=self.learning_rate)
+        return step, self.learning_rate(step)
+
     def momentum(self, step: int) -> float:
         """Momentum m(n) of the teacher's update after a step.
 

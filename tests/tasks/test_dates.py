@@ -142,3 +142,16 @@ def test_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert frame.shape == (len(images[0]), 3, 3)
         # standardised by the same statistics
         assert max(abs(float(image.mean())) for image in images) < 1
+
+
+def test_dates_on_an_axis_of_their_own() -> None:
+    """(B, 2, C, H, W) gives the loss of the same dates as 2 C bands."""
+    losses = []
+    image = torch.rand(4, 2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    for each in (image, image.flatten(1, 2)):
+        torch.manual_seed(0)
+        task = CMID(model='resnet18', in_channels=3, size=64, queue_size=16)
+        task.views.choose_recipe()
+        drawn = task._draw_views({'image': each.clone()}, 0)
+        losses.append(task.compute_losses(*drawn, teacher_temperature=0.04)['loss'])
+    assert torch.equal(*losses)

@@ -5,6 +5,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,44 @@ class TestRasterFolder:
         assert column('teacher_temperature') == pytest.approx(
             [0.04, 0.04, 0.04 + 0.03 / 49, 0.04 + 0.03 / 49]
         )
+
+    @pytest.mark.parametrize('warmup', ['0', '1', '10'])
+    def test_lr_that_is_said_is_reached(
+        self, scenes: Path, warmup: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with caplog.at_level('INFO'):
+            fit_scenes(scenes, f'--model.init_args.warmup_epochs={warmup}')
+        said = [r.getMessage() for r in caplog.records if 'lr = ' in r.getMessage()]
+        assert len(said) == 1
+        rate, step = re.match(
+            r'lr = (\S+) at most, in step (\d) of 4', said[0]
+        ).groups()
+        rates = column('lr')
+        assert (
+            max(rates) == rates[int(step) - 1] == pytest.approx(float(rate), rel=0.01)
+        )
+
+    def test_lr_of_a_finder_is_used(
+        self, scenes: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with caplog.at_level('INFO'):
+            fit_scenes(
+                scenes,
+                '--model.init_args.warmup_epochs=0',
+                '--trainer.callbacks+=LearningRateFinder',
+                '--trainer.callbacks.num_training_steps=15',
+                '--trainer.callbacks.max_lr=0.1',
+                '--trainer.max_epochs=8',
+            )
+        said = ' '.join(record.getMessage() for record in caplog.records)
+        rate = float(re.search(r'Learning rate set to (\S+)', said).group(1))
+        assert column('lr')[0] == pytest.approx(rate)
+
+    @pytest.mark.parametrize('precision', ['bf16-true', '16-true'])
+    def test_half_throughout(self, scenes: Path, precision: str) -> None:
+        mixed = precision.replace('true', 'mixed')
+        with pytest.raises(ValueError, match=f'--trainer.precision {mixed}'):
+            fit_scenes(scenes, f'--trainer.precision={precision}')
 
     def test_rules(self, scenes: Path, caplog: pytest.LogCaptureFixture) -> None:
         """What is left open follows from four steps, and is said with its reason."""
@@ -244,6 +283,7 @@ class TestRasterFolder:
         fit_scenes(
             scenes,
             '--model.init_args.model=resnet18',
+            '--model.init_args.recipe=published',
             '--trainer.max_epochs=10',
             '--trainer.precision=64-true',
         )

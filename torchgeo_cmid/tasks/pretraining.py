@@ -40,7 +40,8 @@ from ..runs.processes import OneModel
 from ..runs.randomness import seeded
 from ..runs.signals import SaveOnSigterm
 from ..schedules import Schedules
-from ..transforms import TwoMaskedViews
+from ..transforms import MaskedViews, TwoMaskedViews
+from ..transforms.masked_views import join_dates
 
 Pair = tuple[Tensor, Tensor]
 
@@ -179,9 +180,7 @@ class PretrainingTask(BaseTask):
             )
         temperature = self.current_teacher_temperature
         numbers = self.seed, self.current_epoch, self._count_batch(), self.global_rank
-        batch['image'] = self.inputs(batch['image'])
-        with seeded(self.device, *numbers):
-            drawn = self.views(batch, self._dtype_of_views)
+        drawn = self._draw_views(batch, *numbers)
         losses = self.compute_losses(*drawn, teacher_temperature=temperature)
         means = global_means(losses)
         require_finite(self.trainer, losses, means['loss'], batch)
@@ -207,10 +206,15 @@ class PretrainingTask(BaseTask):
         self._drawn['batches'] += 1
         return number
 
-    @property
-    def _dtype_of_views(self) -> torch.dtype:
-        """That of the parameters, single precision at least."""
-        return torch.promote_types(self.student.mask_token.dtype, torch.float32)
+    def _draw_views(self, batch: Sample, *numbers: int) -> MaskedViews:
+        """Draw views and masks from numbers that say which batch it is."""
+        batch.update(join_dates(batch, self.hparams['in_channels']))
+        batch['image'] = self.inputs(batch['image'])
+        # that of the parameters, single precision at least
+        dtype = torch.promote_types(self.student.mask_token.dtype, torch.float32)
+        with seeded(self.device, *numbers):
+            drawn: MaskedViews = self.views(batch, dtype)
+        return drawn
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None
@@ -239,9 +243,7 @@ class PretrainingTask(BaseTask):
             batch_idx: Integer displaying index of this batch.
             dataloader_idx: Index of the current dataloader.
         """
-        batch['image'] = self.inputs(batch['image'])
-        with seeded(self.device, batch_idx):
-            drawn = self.views(batch, self._dtype_of_views)
+        drawn = self._draw_views(batch, batch_idx)
         losses = self.compute_losses(
             *drawn, teacher_temperature=self.current_teacher_temperature
         )
@@ -281,10 +283,7 @@ class PretrainingTask(BaseTask):
         """
         self._plan()
         if self.hparams['lr'] is None:
-            rank_zero_info(
-                f'lr = {self.settings["lr"]:.3g}, for a global batch of '
-                f'{self.scale.batch_size} patches'
-            )
+            self._say_lr(f', for a global batch of {self.scale.batch_size} patches')
         optimizer = create_optimizer_v2(
             self.student,
             self.hparams['optimizer'],
@@ -324,6 +323,11 @@ class PretrainingTask(BaseTask):
         self.schedules = Schedules(self.settings, scale.steps, scale.steps_per_epoch)
 
     @property
+    def total_steps(self) -> int:
+        """Number S of optimizer steps of the run."""
+        return self.scale.steps
+
+    @property
     def current_momentum(self) -> float:
         """Momentum m(n) of the teacher's next update."""
         return self.schedules.momentum(self.trainer.global_step)
@@ -359,8 +363,15 @@ class PretrainingTask(BaseTask):
             stage: Either 'fit', 'validate', 'test', or 'predict'.
 
         Raises:
-            ValueError: If they differ.
+            ValueError: If they differ, or if the precision is half throughout.
         """
+        precision = str(self.trainer.precision)
+        if precision in ('bf16-true', '16-true'):
+            raise ValueError(
+                f"precision='{precision}' would round the teacher's small steps away: "
+                f'take --trainer.precision {precision.replace("true", "mixed")}, which '
+                'keeps parameters in single precision'
+            )
         self._settled = self._planned = False
         self.rules = {}
         # the same in all processes; a checkpoint brings its own
@@ -387,12 +398,22 @@ class PretrainingTask(BaseTask):
 
     def on_train_start(self) -> None:
         """Go on within a step of several batches, and with the learning rate asked."""
+        before = self.settings['lr']
+        self.apply_settings()  # a finder may have set lr
+        if self.settings['lr'] != before:
+            self._say_lr(', as was set before the first step')
         for config in self.trainer.lr_scheduler_configs:
             self._follow_lr(config.scheduler)
         for name, gradient in self._gradients.items():
             parameter = self.student.get_parameter(name)
             parameter.grad = gradient.to(parameter)
         self._gradients = {}
+
+    def _say_lr(self, reason: str) -> None:
+        """Say the learning rate that is reached: a warm-up may be cut short."""
+        step, rate = self.schedules.peak_learning_rate()
+        when = f'at most, in step {step + 1} of {self.scale.steps}'
+        rank_zero_info(f'lr = {rate:.3g} {when}{reason}')
 
     def _follow_lr(self, scheduler: Any) -> None:
         """Let a learning rate that is typed win over that of a checkpoint."""

@@ -31,6 +31,59 @@ class MaskedViews(NamedTuple):
     valid: Pair | None = None
 
 
+def join_dates(batch: Mapping[str, Any], in_channels: int) -> dict[str, Any]:
+    """Put two dates on an axis of their own one after the other, as bands of an image.
+
+    Args:
+        batch: ``image`` (B, T, C, H, W), T = 1 or 2 dates, and ``valid`` (B, T, 1, H,
+            W) or (B, T, H, W). What has no such axis stays as it is.
+        in_channels: Number of bands C.
+
+    Returns:
+        What changes in the batch: ``image`` (B, T C, H, W) and ``valid`` (B, T, H, W).
+
+    Raises:
+        ValueError: If there are more dates, or other bands, or if ``valid`` or
+            ``frame`` do not belong to them.
+    """
+    image: Tensor = batch['image']
+    joined: dict[str, Any] = {}
+    dates, bands = 1, image.shape[1]
+    if image.ndim == 5:
+        dates, bands = image.shape[1:3]
+        if dates not in (1, 2) or bands != in_channels:
+            raise ValueError(
+                f'the batch has images of shape {tuple(image.shape)}, {dates} dates of '
+                f'{bands} bands in (B, T, C, H, W): T must be 1 or 2, and C '
+                f'in_channels={in_channels}'
+            )
+        joined['image'] = image.flatten(1, 2)
+    elif image.ndim != 4:
+        raise ValueError(
+            f'the batch has images of shape {tuple(image.shape)}: they must be (B, C, '
+            'H, W), or (B, T, C, H, W) for two dates'
+        )
+    else:
+        dates = max(bands // in_channels, 1)
+    shape = len(image), *image.shape[-2:]
+    if 'valid' in batch:
+        valid: Tensor = batch['valid']
+        if valid.ndim == 5 and valid.shape[2] == 1:
+            valid = joined['valid'] = valid.flatten(1, 2)
+        own = valid.ndim == 4 and valid.shape[1] in (1, dates)
+        if not own or (len(valid), *valid.shape[2:]) != shape:
+            raise ValueError(
+                f"'valid' of shape {tuple(batch['valid'].shape)} does not belong to "
+                f'images of shape {tuple(image.shape)}: it must be (B, {dates}, H, W)'
+            )
+    if 'frame' in batch and batch['frame'].shape != (len(image), 3, 3):
+        raise ValueError(
+            f"'frame' of shape {tuple(batch['frame'].shape)} must be (B, 3, 3): it "
+            'maps pixels of the second date to those of the first'
+        )
+    return joined
+
+
 class TwoMaskedViews(nn.Module):
     """Draws two masked views of each patch of a batch.
 

@@ -65,7 +65,8 @@ def test_console_script_knows_cmid() -> None:
     assert result.returncode == 0, result.stderr
     model = yaml.safe_load(result.stdout)['model']
     assert model['class_path'].startswith('torchgeo_cmid.tasks.')
-    assert model['init_args']['queue_size'] == 65536
+    assert model['init_args']['num_matches'] == 20
+    assert model['init_args']['queue_size'] is None  # it follows from the run
 
 
 def test_without_the_hook_cmid_is_unknown_until_it_is_imported() -> None:

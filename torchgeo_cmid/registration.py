@@ -7,7 +7,7 @@ TorchGeo's command line finds a task or a data module by its class name, among t
 subclasses of ``BaseTask`` and ``BaseDataModule`` that have been imported: there it is
 enough to import ours. Models and weights go into the tables of TorchGeo, timm and smp,
 and functions that refuse them, or must know of pixels, are wrapped: five of TorchGeo,
-two of Lightning, one of kornia.
+two of Lightning, one of kornia, one of smp.
 """
 
 import difflib
@@ -63,6 +63,13 @@ def _register_models() -> None:
             'params': {},
         }
     _wrap(_get_weight, api, sys.modules['torchgeo.models'])
+    takers = [  # each decoder of smp has the name of its own
+        module
+        for name, module in sys.modules.items()
+        if name.startswith('segmentation_models_pytorch.decoders.')
+        and hasattr(module, 'get_encoder')
+    ]
+    _wrap(_get_encoder, smp.encoders, *takers)
 
 
 def _register_tasks() -> None:
@@ -166,6 +173,27 @@ def _get_weight(original: Callable[[str], 'WeightsEnum'], name: str) -> 'Weights
         near = difflib.get_close_matches(str(name), sorted(names), cutoff=0.4)
         hint = f'; did you mean {", ".join(near)}?' if near else ''
         raise ValueError(f'{error}{hint}') from None
+
+
+def _get_encoder(
+    original: Callable[..., 'nn.Module'],
+    name: str,
+    in_channels: int = 3,
+    depth: int = 5,
+    weights: str | None = None,
+    *args: Any,
+    **kwargs: Any,
+) -> 'nn.Module':
+    """Load weights into encoders of ours; smp looks on a hub for those of its own."""
+    from .models.architectures import ARCHITECTURES
+    from .models.loading import get_state_dict
+
+    if name not in ARCHITECTURES or weights is None:
+        return original(name, in_channels, depth, weights, *args, **kwargs)
+    state = get_state_dict(weights)
+    encoder = original(name, in_channels, depth, None, *args, **kwargs)
+    encoder.load_state_dict(state)
+    return encoder
 
 
 def _load_state_dict(

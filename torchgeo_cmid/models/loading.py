@@ -4,9 +4,10 @@
 """Where a backbone starts from: a weight of TorchGeo, or a file."""
 
 import json
+import math
 import os
 import re
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -27,6 +28,19 @@ Network = Literal['student', 'teacher']
 
 # Where a full published state holds the networks, see official.py
 _OFFICIAL_PREFIXES = {'student': 'online_encoder.model.', 'teacher': 'branch_encoder.'}
+
+
+#: Where other packages keep what they have pre-trained, the more specific name first;
+#: of a pair, the network that their authors evaluate.
+FOREIGN_PREFIXES = (
+    'teacher.backbone.',  # DINO, DINOv2
+    'teacher.',
+    'model.backbone.model.',  # BYOL of TorchGeo
+    'encoder_q.',  # MoCo v1 and v2
+    'base_encoder.',  # MoCo v3
+    'backbone.vit.',  # MAE of TorchGeo
+    'backbone.',  # MoCo and SimCLR of TorchGeo, lightly
+)
 
 
 class BackboneState(dict[str, Tensor]):
@@ -202,19 +216,40 @@ def extract_backbone(
         pixels = PUBLISHED
     model = json.loads((metadata or {}).get('model', 'null'))
     if isinstance(checkpoint, Mapping) and 'state_dict' in checkpoint:
-        if 'hyper_parameters' in checkpoint and not is_ours(checkpoint):
-            raise ValueError(f"'{source}' is no checkpoint of CMID: it has no student")
+        named = drop_wrappers(checkpoint['state_dict'])
+        if 'hyper_parameters' in checkpoint and not (
+            is_ours(checkpoint) or any(n.startswith(FOREIGN_PREFIXES) for n in named)
+        ):
+            raise ValueError(
+                f"'{source}' is no checkpoint of CMID, nor of another pre-training: it "
+                f'has no student, and nothing under {", ".join(FOREIGN_PREFIXES)}'
+            )
         model = checkpoint.get('hyper_parameters', {}).get('model')
         checkpoint = checkpoint['state_dict']
+    elif isinstance(checkpoint, Mapping) and isinstance(
+        checkpoint.get('teacher'), Mapping
+    ):  # DINO keeps each network apart
+        checkpoint = {
+            f'teacher.{name}': tensor
+            for name, tensor in drop_wrappers(checkpoint['teacher']).items()
+        }
     state = drop_wrappers(unwrap_state(checkpoint, f"'{source}'"))
-    prefixes = (f'{network}.backbone.', _OFFICIAL_PREFIXES[network], 'backbone.')
-    for prefix in prefixes:
+    own = (f'{network}.backbone.', _OFFICIAL_PREFIXES[network])
+    for prefix in (*own, *FOREIGN_PREFIXES):
         if any(name.startswith(prefix) for name in state):
+            others = [name for name in state if not name.startswith(prefix)]
             state = {
                 name.removeprefix(prefix): tensor
                 for name, tensor in state.items()
                 if name.startswith(prefix)
             }
+            if prefix not in own:
+                from lightning.pytorch.utilities import rank_zero_info  # when used
+
+                rank_zero_info(
+                    f"'{source}': the {len(state)} tensors under '{prefix}' are taken, "
+                    f'{_in_short(others)} are left out'
+                )
             break
     architecture = find_architecture(state)
     if architecture is not None and architecture.stem not in state:
@@ -223,6 +258,13 @@ def extract_backbone(
     backbone = BackboneState(state)
     backbone.pixels, backbone.model = pixels, model
     return backbone
+
+
+def _in_short(names: list[str]) -> str:
+    """Say how many tensors there are, and of which modules."""
+    modules = Counter(name.partition('.')[0] for name in names)
+    listed = ', '.join(f'{name} ({number})' for name, number in modules.items())
+    return f'{len(names)} others' + (f', of {listed},' if listed else '')
 
 
 def load_strictly(
@@ -235,9 +277,9 @@ def load_strictly(
 ) -> list[str]:
     """Load a state dict, with every tensor accounted for.
 
-    A classifier is left out, or left as it is, where only one side has one, and the
-    stem is adapted to the model's bands, see
-    :func:`~torchgeo_cmid.models.bands.adapt_stem`.
+    A classifier is left out, or left as it is, where only one side has one, the stem is
+    adapted to the model's bands, see :func:`~torchgeo_cmid.models.bands.adapt_stem`,
+    and of a Swin's windows those offsets are taken that fit into smaller ones.
 
     Args:
         model: A timm model.
@@ -268,6 +310,12 @@ def load_strictly(
             channels = expected[stem].shape[1]
             state[stem] = adapt_stem(state[stem], channels, f"'{source}'", two_dates)
 
+    state |= {
+        name: _crop_offsets(state[name], tensor)
+        for name, tensor in expected.items()
+        if name in state and name.endswith('.relative_position_bias_table')
+    }
+
     head = [n for n in expected if n.startswith(classifier) and n not in state]
     problems = [f'missing: {n}' for n in expected if n not in state and n not in head]
     problems += [f'unexpected: {name}' for name in state if name not in expected]
@@ -288,6 +336,27 @@ def load_strictly(
         )
     nn.Module.load_state_dict(model, state, strict=False)  # encoders have their own
     return head
+
+
+def _crop_offsets(table: Tensor, expected: Tensor) -> Tensor:
+    """Take the biases of offsets within a smaller square window from those of a Swin.
+
+    timm makes windows smaller where the map of features is.
+
+    Args:
+        table: Biases by offset, ((2 w - 1)^2, heads) for windows of w x w cells.
+        expected: Those of the model.
+
+    Returns:
+        Those for the model's windows; *table* itself if they are no smaller squares.
+    """
+    side, smaller = math.isqrt(len(table)), math.isqrt(len(expected))
+    squares = side**2 == len(table) and smaller**2 == len(expected)
+    if smaller >= side or not squares or table.shape[1:] != expected.shape[1:]:
+        return table
+    first = (side - smaller) // 2
+    inner = table.unflatten(0, (side, side))[first:, first:][:smaller, :smaller]
+    return inner.flatten(0, 1)
 
 
 def _prefixes(names: str | tuple[str, ...] | None) -> tuple[str, ...]:

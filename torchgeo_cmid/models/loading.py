@@ -355,7 +355,7 @@ def _crop_offsets(table: Tensor, expected: Tensor) -> Tensor:
     if smaller >= side or not squares or table.shape[1:] != expected.shape[1:]:
         return table
     first = (side - smaller) // 2
-    inner = table.unflatten(0, (side, side))[first:, first:][:smaller, :smaller]
+    inner = table.reshape(side, side, -1)[first:, first:][:smaller, :smaller]
     return inner.flatten(0, 1)
 
 

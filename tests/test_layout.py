@@ -35,7 +35,7 @@ ALLOWED = {
     'moved': set(),
     'networks': {'transforms'},
     'rasters': set(),
-    'registration': {'callbacks', 'datamodules', 'models', 'tasks'},
+    'registration': {'callbacks', 'datamodules', 'models', 'runs', 'tasks'},
     'rules': set(),
     'runs': {'distributed', 'losses'},
     'samplers': {'datasets', 'rasters'},

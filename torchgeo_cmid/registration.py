@@ -74,10 +74,13 @@ def _register_models() -> None:
 
 def _register_tasks() -> None:
     """Let the command line find our tasks, and stock tasks load our weights."""
+    import yaml
+    from jsonargparse import get_loader, set_loader
     from lightning.pytorch.cli import LightningCLI
     from torchgeo.tasks import BaseTask, utils
 
     from . import tasks  # noqa: F401
+    from .runs.config_text import guarded
 
     _wrap(_load_state_dict, utils)
     _wrap(_extract_backbone, utils)
@@ -86,6 +89,9 @@ def _register_tasks() -> None:
         _wrap_in_subclasses(wrapper, BaseTask)
     _wrap(_parse_arguments, LightningCLI, name='parse_arguments')
     _wrap(_parse_ckpt_path, LightningCLI, name='_parse_ckpt_path')
+    loader = get_loader('yaml')
+    if not hasattr(loader, 'guarded_by_torchgeo_cmid'):
+        set_loader('yaml', guarded(loader), (yaml.YAMLError,))
 
 
 # The modules of TorchGeo that get something from us -> what brings it.

@@ -64,8 +64,8 @@ def guarded(load: Callable[..., Any]) -> Callable[..., Any]:
         if number > MAX_VALUES:
             named = f"'{path}'" if path else 'a value'
             raise yaml.YAMLError(
-                f'{named}: its aliases unfold to {number:,} values, of which {MAX_VALUES:,} are '
-                'allowed: write out what is meant'
+                f'{named}: its aliases unfold to {number:,} values, of which '
+                f'{MAX_VALUES:,} are allowed: write out what is meant'
             )
         return value
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import kornia.augmentation as K
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 from torchgeo.datamodules import BaseDataModule
 from torchgeo.datasets.utils import Sample
@@ -26,6 +27,7 @@ from ..samplers import (
     NumberedPatches,
     RandomScenePatchSampler,
 )
+from .found import describe
 from .loader import ResumableDataLoader
 from .statistics import Normalization
 
@@ -229,7 +231,8 @@ class RasterFolderDataModule(BaseDataModule):
             self._normalize(Normalization(self.scenes.bands, *self.given))
 
         self.split = split_by_area(self.scenes, size, self.val_split, self.split_seed)
-        fitting = max(1, round(self._count_fitting() * (1 - self.val_split)))
+        area, fitting = self._count_fitting()
+        fitting = max(1, round(fitting * (1 - self.val_split)))
         length = fitting if self.length is None else self.length
         if length // world_size < self.batch_size:
             raise ValueError(
@@ -258,6 +261,13 @@ class RasterFolderDataModule(BaseDataModule):
             length=self.val_length,
         )
         self.dataset = self.scenes
+        for line in describe(self.scenes, area):
+            rank_zero_info(line)
+        rank_zero_info(
+            f'patches: {length} an epoch of {size} x {size} pixels, '
+            f'{len(self.val_sampler)} on {self.val_split:.0%} of the ground to validate'
+            + (', in pairs of dates' if self.dates == 2 else '')
+        )
 
     def train_dataloader(self) -> DataLoader[Sample]:
         """Load random patches, each epoch other ones.
@@ -344,8 +354,8 @@ class RasterFolderDataModule(BaseDataModule):
             persistent_workers=self.num_workers > 0,
         )
 
-    def _count_fitting(self) -> float:
-        """Count about how many patches fit without overlap."""
+    def _count_fitting(self) -> tuple[float, float]:
+        """Measure the ground in m^2, and about how many patches fit without overlap."""
         fitting = 0.0
         for scene in self.scenes.scenes:
             rows, cols = scene.height // self.patch_size, scene.width // self.patch_size
@@ -354,8 +364,9 @@ class RasterFolderDataModule(BaseDataModule):
                 inside = min(1.0, scene.region.area / (scene.height * scene.width))
             fitting += rows * cols * inside
         ground = self.scenes.index.geometry.to_crs(EQUAL_AREA)
-        seen_once = ground.union_all().area / ground.area.sum()
-        return fitting * min(seen_once, 1.0) if seen_once < 0.999 else fitting
+        area = ground.union_all().area
+        seen_once = area / ground.area.sum()
+        return area, fitting * min(seen_once, 1.0) if seen_once < 0.999 else fitting
 
     def _estimate(self) -> Normalization:
         """Estimate the statistics."""

@@ -7,12 +7,13 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Self
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from tqdm import tqdm
 
 from ..datasets import Patch, PatchPair, Scenes
@@ -48,7 +49,7 @@ class Normalization:
             raise ValueError(f'std={list(self.std)}: every value must be positive')
 
     @classmethod
-    def estimate(cls, dataset: Scenes, patches: Iterable[Patch | PatchPair]) -> Self:
+    def estimate(cls, dataset: Scenes, patches: Collection[Patch | PatchPair]) -> Self:
         """Estimate from the valid pixels of patches.
 
         A band that is constant is given a standard deviation of 1, with a warning: it
@@ -65,13 +66,14 @@ class Normalization:
             ValueError: If no pixel of the patches is valid.
         """
         # Chan et al.'s merge of means and squared deviations, in double precision
-        count = 0
+        count = seen = 0
         mean = np.zeros(len(dataset.bands))
         deviation = np.zeros(len(dataset.bands))
         for patch in tqdm(patches, desc='Normalization statistics', unit='patch'):
             sample = dataset[patch]
             images = torch.split(sample['image'], len(dataset.bands))
             for image, valid in zip(images, sample['valid'], strict=True):
+                seen += valid.numel()
                 pixels = image[:, valid].numpy().astype(np.float64)  # (C, n)
                 n = pixels.shape[1]
                 if n == 0:
@@ -87,6 +89,8 @@ class Normalization:
                 'fill; check nodata, or give mean and std'
             )
 
+        share = f'{count / seen:.1%}'
+        rank_zero_info(f'valid: {share} of the pixels of {len(patches)} patches')
         std = np.sqrt(deviation / count)
         constant = std == 0
         if constant.any():

@@ -69,6 +69,15 @@ def test_console_script_knows_cmid() -> None:
     assert model['init_args']['queue_size'] is None  # it follows from the run
 
 
+def test_help_is_short() -> None:
+    """All of torch's modules made it a thousand lines."""
+    result = torchgeo('fit', '--model.help', 'cmid')
+    assert result.returncode == 0, result.stderr
+    assert '--model.mask_ratio' in result.stdout
+    assert 'torchgeo_cmid.transforms.Views' in result.stdout
+    assert len(result.stdout.splitlines()) < 200
+
+
 def test_without_the_hook_cmid_is_unknown_until_it_is_imported() -> None:
     program = (
         'import contextlib, io, torchgeo.main\n'

@@ -7,7 +7,7 @@ TorchGeo's command line finds a task or a data module by its class name, among t
 subclasses of ``BaseTask`` and ``BaseDataModule`` that have been imported: there it is
 enough to import ours. Models and weights go into the tables of TorchGeo, timm and smp,
 and functions that refuse them, or must know of pixels, are wrapped: five of TorchGeo,
-two of Lightning, one of kornia, one of smp.
+three of Lightning and its parser, one of kornia, one of smp.
 """
 
 import difflib
@@ -15,7 +15,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 if TYPE_CHECKING:
     from lightning.pytorch.cli import LightningCLI
@@ -76,6 +76,7 @@ def _register_tasks() -> None:
     """Let the command line find our tasks, and stock tasks load our weights."""
     import yaml
     from jsonargparse import get_loader, set_loader
+    from jsonargparse._typehints import ActionTypeHint
     from lightning.pytorch.cli import LightningCLI
     from torchgeo.tasks import BaseTask, utils
 
@@ -89,6 +90,7 @@ def _register_tasks() -> None:
         _wrap_in_subclasses(wrapper, BaseTask)
     _wrap(_parse_arguments, LightningCLI, name='parse_arguments')
     _wrap(_parse_ckpt_path, LightningCLI, name='_parse_ckpt_path')
+    _wrap(_extra_help, ActionTypeHint)
     loader = get_loader('yaml')
     if not hasattr(loader, 'guarded_by_torchgeo_cmid'):
         set_loader('yaml', guarded(loader), (yaml.YAMLError,))
@@ -285,6 +287,16 @@ def _parse_arguments(
     """Keep what was given, to tell it from what are defaults."""
     self.given_to_torchgeo_cmid = args  # type: ignore[attr-defined]
     original(self, parser, args)
+
+
+def _extra_help(original: Callable[..., str], self: Any) -> str:
+    """Name no subclass of torch's modules: a thousand lines of help were theirs."""
+    from torch import nn
+
+    hint = self._typehint
+    if nn.Module in (hint, *get_args(hint)):
+        return ', any module, such as torchgeo_cmid.transforms.Views'
+    return original(self)
 
 
 def _parse_ckpt_path(original: Callable[..., None], self: 'LightningCLI') -> None:

@@ -16,7 +16,7 @@ from tests.data.geotiff.data import ORIGIN, write_scene
 from torchgeo_cmid.datasets import Patch, Scenes, Sensor
 
 REGEX = r'S_\d+(_(?P<band>B\d+))?\.tif'
-LANDSAT = Path('/work/shared/data/landsat8')
+LANDSAT = Path(__file__).parents[1] / 'data' / 'landsat8'
 WHOLE = Patch(0, 0, 0, 64)
 
 
@@ -280,10 +280,9 @@ class TestMasks:
         assert sample['image'].isfinite().all()
 
 
-@pytest.mark.skipif(not LANDSAT.exists(), reason='no Landsat 8 scenes here')
 def test_landsat8() -> None:
     dataset = Scenes(
-        LANDSAT,
+        str(LANDSAT / '*.TIF'),
         ['B4', 'B3', 'B2'],
         nodata=0,
         all_bands=['B2', 'B3', 'B4'],
@@ -295,9 +294,10 @@ def test_landsat8() -> None:
     assert [len(scene.sources) for scene in (bands, many)] == [3, 1]
     assert many.coverage is not None
     fill = many.coverage.sums[-1, -1] / (many.height * many.width)
-    assert fill == pytest.approx(0.165, abs=0.001)
+    assert fill == pytest.approx((read(Path(many.path)) == 0).all(axis=0).mean())
+    assert 0.4 < fill < 0.6
     # the same ground is the same, up to what the two rows were processed apart for
-    x, y = 735_000, -2_795_000
+    x, y = 731_220, -2_783_070
     samples = []
     for i, scene in enumerate((bands, many)):
         col, row = ~scene.transform * (x, y)
@@ -305,7 +305,7 @@ def test_landsat8() -> None:
     assert all(sample['valid'].all() for sample in samples)
     first, second = (sample['image'].flatten(1) for sample in samples)
     for a, b in zip(first, second, strict=True):
-        assert torch.corrcoef(torch.stack([a, b]))[0, 1] > 0.99
+        assert torch.corrcoef(torch.stack([a, b]))[0, 1] > 0.999  # a pixel off: 0.98
 
 
 def test_many_beyond_the_earth(tmp_path: Path) -> None:

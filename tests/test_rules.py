@@ -23,6 +23,8 @@ SMALL = Scale(steps=400, steps_per_epoch=79, patches=5056, batch_size=64)
 
 OPEN: dict[str, Any] = {name: None for name in RULES | PUBLISHED} | {
     'recipe': 'scaled',
+    'global_branch': 'moco',
+    'local_branch': True,
     'min_lr': 1e-6,
     'final_momentum': 1.0,
     'warmup_teacher_temperature': 0.04,
@@ -98,6 +100,23 @@ def test_sharpness_on_both_sides(steps: int, expected: float | None) -> None:
 def test_recipe_published() -> None:
     """All rules are set aside, but for the learning rate's, which is published."""
     assert values(SMALL, recipe='published') == {'lr': 0.003125}
+
+
+@pytest.mark.parametrize(
+    ('given', 'idle'),
+    [
+        ({'global_branch': 'byol'}, {'queue_size'}),
+        ({'global_branch': None}, {'queue_size'}),
+        (
+            {'local_branch': False},
+            {'num_prototypes', 'sharpness', 'warmup_teacher_temperature_epochs'},
+        ),
+    ],
+)
+def test_nothing_is_decided_for_a_branch_that_is_off(
+    given: dict[str, Any], idle: set[str]
+) -> None:
+    assert values(SMALL, **given).keys() == RULES.keys() - idle
 
 
 def test_what_is_typed_is_not_decided() -> None:

@@ -83,8 +83,7 @@ def warmup_epochs(scale: Scale) -> Setting:
     Returns:
         The number of epochs, not always whole.
     """
-    value = min(10.0, scale.epochs / 10)
-    return Setting(value, f'a run of {scale.epochs:g} epochs')
+    return _at_most(10.0, 0.1, scale)
 
 
 def warmup_teacher_temperature_epochs(scale: Scale) -> Setting:
@@ -96,7 +95,12 @@ def warmup_teacher_temperature_epochs(scale: Scale) -> Setting:
     Returns:
         The number of epochs, not always whole.
     """
-    value = min(50.0, 0.3 * scale.epochs)
+    return _at_most(50.0, 0.3, scale)
+
+
+def _at_most(epochs: float, share: float, scale: Scale) -> Setting:
+    """Published epochs, or less: a share of the run."""
+    value = min(epochs, share * scale.epochs)
     return Setting(value, f'a run of {scale.epochs:g} epochs')
 
 
@@ -186,15 +190,23 @@ def settle(arguments: Mapping[str, Any], scale: Scale) -> dict[str, Setting]:
     """Decide what is left open, for the scale of a run.
 
     Args:
-        arguments: Arguments of the task, None for one that is left open, and *recipe*.
+        arguments: Arguments of the task, None for one that is left open.
         scale: The scale of the run.
 
     Returns:
-        What was decided, by the name of the argument.
+        What was decided, by the name of the argument; nothing for a branch that is off.
     """
-    names = [name for name in RULES if arguments[name] is None]
-    if arguments['recipe'] == 'published':
-        names = [name for name in names if name == 'lr']
+    idle: set[str] = set()
+    if arguments['global_branch'] != 'moco':
+        idle |= {'queue_size'}
+    if not arguments['local_branch']:
+        idle |= {'num_prototypes', 'sharpness', 'warmup_teacher_temperature_epochs'}
     if arguments['teacher_temperature'] is not None:
-        names = [name for name in names if name != 'sharpness']
-    return {name: RULES[name](scale) for name in names}
+        idle |= {'sharpness'}
+    if arguments['recipe'] == 'published':
+        idle |= RULES.keys() - {'lr'}
+    return {
+        name: rule(scale)
+        for name, rule in RULES.items()
+        if arguments[name] is None and name not in idle
+    }

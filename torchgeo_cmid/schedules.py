@@ -77,6 +77,12 @@ class Schedules:
     #: Number of optimizer steps of an epoch.
     steps_per_epoch: int = 1
 
+    @property
+    def warmup_steps(self) -> int:
+        """Number of steps W of the learning rate's warm-up."""
+        epochs: float = self.settings['warmup_epochs']
+        return round(epochs * self.steps_per_epoch)
+
     def learning_rate(self, step: int) -> float:
         """Learning rate of a step.
 
@@ -86,9 +92,8 @@ class Schedules:
         Returns:
             The learning rate.
         """
-        warmup_steps = round(self.settings['warmup_epochs'] * self.steps_per_epoch)
         ends = self.settings['lr'], self.settings['min_lr']
-        return learning_rate(step, self.total_steps, warmup_steps, *ends)
+        return learning_rate(step, self.total_steps, self.warmup_steps, *ends)
 
     def peak_learning_rate(self) -> tuple[int, float]:
         """Find the highest learning rate of the run.
@@ -97,8 +102,7 @@ class Schedules:
             Its step, from 0, and the learning rate: lower than that after the warm-up
             if the run is shorter, as the cosine starts with the warm-up.
         """
-        warmup_steps = round(self.settings['warmup_epochs'] * self.steps_per_epoch)
-        steps = range(min(warmup_steps + 1, self.total_steps))
+        steps = range(min(self.warmup_steps + 1, self.total_steps))
         step = max(steps, key=self.learning_rate)
         return step, self.learning_rate(step)
 

@@ -5,6 +5,7 @@
 
 import csv
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -177,6 +178,39 @@ class TestRasterFolder:
         assert not any('4 steps' in record.getMessage() for record in caplog.records)
         assert column('momentum')[0] == pytest.approx(0.996)
         assert column('teacher_temperature')[0] == pytest.approx(0.04)
+
+    def test_resume_keeps_the_rules(
+        self, scenes: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """What was decided for two epochs holds when they become ten."""
+        fit_scenes(scenes)
+        begun = torch.load(checkpoint_of(0), weights_only=True)['rules']
+        caplog.clear()
+        with caplog.at_level('INFO'):
+            fit_scenes(
+                scenes, '--trainer.max_epochs=10', '--ckpt_path', str(checkpoint_of(0))
+            )
+        resumed = torch.load(checkpoint_of(1), weights_only=True)['rules']
+        assert begun == resumed
+        assert begun['momentum'] == 0.5  # ten epochs alone would have 0.54
+        said = [record.getMessage() for record in caplog.records]
+        assert not any(line.startswith(('momentum', 'sharpness')) for line in said)
+        rest = [1 - 0.5 * (1 + math.cos(math.pi * n / 20)) / 2 for n in range(4, 20)]
+        assert column('momentum', 1) == pytest.approx(rest)
+
+    @pytest.mark.parametrize(
+        ('rules', 'words'),
+        [({'momentum': 2.0}, 'momentum=2.0'), ({'sharpness': 'os'}, 'sharpness=os')],
+    )
+    def test_rules_of_a_checkpoint_are_checked(
+        self, scenes: Path, rules: dict[str, Any], words: str
+    ) -> None:
+        fit_scenes(scenes)
+        checkpoint = torch.load(checkpoint_of(0), weights_only=True)
+        path = scenes.parent / 'changed.ckpt'
+        torch.save(checkpoint | {'rules': checkpoint['rules'] | rules}, path)
+        with pytest.raises(ValueError, match=words):
+            fit_scenes(scenes, '--trainer.max_epochs=3', '--ckpt_path', str(path))
 
     def test_open_sizes(self, scenes: Path) -> None:
         """Tensors keep the published size, of which the first columns are in use."""

@@ -77,7 +77,15 @@ class QueueInfoNCE(nn.Module):
 
         Args:
             number: How many.
+
+        Raises:
+            ValueError: If the queue has fewer.
         """
+        if number > self.queue.shape[1]:
+            raise ValueError(
+                f'queue_size={number} is more than the {self.queue.shape[1]} keys that '
+                'the queue holds'
+            )
         self.in_use = number
         self.queue_ptr.remainder_(number)
 

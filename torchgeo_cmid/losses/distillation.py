@@ -69,7 +69,7 @@ class PrototypeDistillation(nn.Module):
 
     @torch.no_grad()
     def assign(
-        self, teacher: Tensor, temperature: float, weight: Tensor | None = None
+        self, teacher: Tensor, temperature: float | Tensor, weight: Tensor | None = None
     ) -> Tensor:
         """Assign the teacher's cells to prototypes.
 
@@ -91,7 +91,7 @@ class PrototypeDistillation(nn.Module):
         spread = centred.std(dim=1).mean().to(self.spread)
         if not self.training:
             known = self.spread.where(self.spread > 0, spread)
-            return F.softmax(centred / self._temperature(temperature, known), dim=1)
+            return F.softmax(centred / self.temperature(temperature, known), dim=1)
         mean = logits.mean(dim=0).to(center)
         if weight is not None:
             # the mean of the weights is 1, or 0 where there is no cell: nothing moves
@@ -101,28 +101,26 @@ class PrototypeDistillation(nn.Module):
         mean, spread = message[:-1], message[-1].to(self.spread)
         rate = torch.where(self.spread > 0, self.SPREAD_RATE, 1.0).to(spread)
         self.spread.lerp_(spread, rate)
-        assignments = F.softmax(
-            centred / self._temperature(temperature, self.spread), dim=1
-        )
+        assignments = F.softmax(centred / self.temperature(temperature), dim=1)
         center.lerp_(mean, 1 - self.center_momentum)
         return assignments
 
-    def _temperature(self, given: float, spread: Tensor) -> float | Tensor:
-        """The temperature of the teacher, for a spread of its logits."""
-        if self.sharpness is None:
-            return given
-        return (spread / self.sharpness).clamp(min=1e-4)  # without a cell it is 0
-
-    def temperature(self, given: float) -> Tensor:
-        """Tell the temperature of the latest assignments.
+    def temperature(
+        self, given: float | Tensor, spread: Tensor | None = None
+    ) -> float | Tensor:
+        """Tell the temperature T of the teacher for a spread of its logits.
 
         Args:
-            given: Temperature T, where it is given.
+            given: T, where there is no sharpness for it to follow from.
+            spread: s, (). None: the running mean.
 
         Returns:
-            The temperature, ().
+            *given*, or s / sharpness, ().
         """
-        return torch.as_tensor(self._temperature(given, self.spread)).to(self.spread)
+        if self.sharpness is None:
+            return given
+        spread = self.spread if spread is None else spread
+        return (spread / self.sharpness).clamp(min=1e-4)  # without a cell it is 0
 
     def forward(
         self, student: Tensor, assignments: Tensor, weight: Tensor | None = None

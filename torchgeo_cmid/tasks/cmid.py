@@ -273,6 +273,14 @@ class CMID(PretrainingTask):
         self.distillation.in_use = self.settings['num_prototypes']
         self.distillation.sharpness = self.settings['sharpness']
 
+    @property
+    def current_teacher_temperature(self) -> float | Tensor:
+        """Temperature T of this epoch, or what follows from the spread of logits."""
+        scheduled = super().current_teacher_temperature
+        if not self.hparams['local_branch']:
+            return scheduled
+        return self.distillation.temperature(scheduled)
+
     # The method, in the order of its description: three losses, teacher
 
     def compute_losses(
@@ -282,7 +290,7 @@ class CMID(PretrainingTask):
         grids: Pair,
         valid: Pair | None = None,
         *,
-        teacher_temperature: float,
+        teacher_temperature: float | Tensor,
     ) -> dict[str, Tensor]:
         """Compute the losses of a batch; in train mode queue and centre are updated.
 
@@ -302,7 +310,7 @@ class CMID(PretrainingTask):
             the weighted sum ``loss``. With ``local`` come ``assignment_entropy`` and
             ``mean_assignment_entropy``, the entropy of the teacher's assignments per
             cell and of their mean, as a share of ln K, the ``logit_spread`` s of the
-            teacher, its ``sharpness`` s / T and ``teacher_temperature`` T.
+            teacher and its ``sharpness`` s / T.
         """
         size = views[0].shape[-1]
         pixels = [expand_mask(mask, size).to(views[0]) for mask in masks]  # M
@@ -399,7 +407,7 @@ class CMID(PretrainingTask):
         targets: Pair,
         matches: list[Matches],
         counts: GlobalCounts,
-        teacher_temperature: float,
+        teacher_temperature: float | Tensor,
     ) -> dict[str, Tensor]:
         """L_loc: 1/2 [H(1 -> 2) + H(2 -> 1)], each with its own matching and centre."""
         losses, assignments = [], []
@@ -414,15 +422,14 @@ class CMID(PretrainingTask):
             assignment = self.distillation.assign(target, teacher_temperature, share)
             losses.append(self.distillation(logits, assignment, share))
             assignments.append(assignment)
-        temperature = self.distillation.temperature(teacher_temperature)
+        spread = self.distillation.spread.clone()  # s
         probabilities = torch.cat(assignments)  # (2 B n, prototypes)
         return {
             'local': torch.stack(losses).mean(),
             'assignment_entropy': entropy_share(probabilities),
             'mean_assignment_entropy': entropy_share(probabilities.mean(dim=0)),
-            'logit_spread': self.distillation.spread.clone(),
-            'sharpness': self.distillation.spread / temperature,
-            'teacher_temperature': temperature,
+            'logit_spread': spread,
+            'sharpness': spread / self.distillation.temperature(teacher_temperature),
         }
 
     def update_teacher(self, momentum: float) -> None:

@@ -31,7 +31,7 @@ from ..models.normalization import (
     note_pixels,
 )
 from ..networks import Student, Teacher
-from ..rules import PUBLISHED, Scale, published, settle
+from ..rules import PUBLISHED, RULES, Scale, published, settle
 from ..runs.collapse import CollapseAlarm
 from ..runs.data_wait import DataWait
 from ..runs.finite import require_finite
@@ -42,6 +42,7 @@ from ..runs.signals import SaveOnSigterm
 from ..schedules import Schedules
 from ..transforms import MaskedViews, TwoMaskedViews
 from ..transforms.masked_views import join_dates
+from .ranges import check_ranges
 
 Pair = tuple[Tensor, Tensor]
 
@@ -141,7 +142,7 @@ class PretrainingTask(BaseTask):
         grids: Pair,
         valid: Pair | None = None,
         *,
-        teacher_temperature: float,
+        teacher_temperature: float | Tensor,
     ) -> dict[str, Tensor]:
         """Compute the losses of a batch, with their weighted sum as ``loss``."""
 
@@ -178,16 +179,17 @@ class PretrainingTask(BaseTask):
                 'a global batch of one patch can not be trained on: raise batch_size, '
                 'or drop the last batch of an epoch'
             )
-        temperature = self.current_teacher_temperature
         numbers = self.seed, self.current_epoch, self._count_batch(), self.global_rank
         drawn = self._draw_views(batch, *numbers)
-        losses = self.compute_losses(*drawn, teacher_temperature=temperature)
+        losses = self.compute_losses(
+            *drawn, teacher_temperature=self.current_teacher_temperature
+        )
         means = global_means(losses)
         require_finite(self.trainer, losses, means['loss'], batch)
         self.log_dict(
-            {'teacher_temperature': means.pop('teacher_temperature', temperature)}
-            | {f'train_{name}': value for name, value in means.items()}
+            {f'train_{name}': value for name, value in means.items()}
             | {
+                'teacher_temperature': self.current_teacher_temperature,
                 'momentum': self.current_momentum,
                 'lr': self.optimizers().param_groups[0]['lr'],  # type: ignore[union-attr]
             },
@@ -247,7 +249,6 @@ class PretrainingTask(BaseTask):
         losses = self.compute_losses(
             *drawn, teacher_temperature=self.current_teacher_temperature
         )
-        losses.pop('teacher_temperature', None)
         self.rank_me.update(self(drawn.views[0]))
         self.log_dict(
             {f'val_{name}': value for name, value in losses.items()},
@@ -333,7 +334,7 @@ class PretrainingTask(BaseTask):
         return self.schedules.momentum(self.trainer.global_step)
 
     @property
-    def current_teacher_temperature(self) -> float:
+    def current_teacher_temperature(self) -> float | Tensor:
         """Temperature T(e) of the teacher's assignments in this epoch."""
         return self.schedules.teacher_temperature(self.current_epoch)
 
@@ -398,9 +399,8 @@ class PretrainingTask(BaseTask):
 
     def on_train_start(self) -> None:
         """Go on within a step of several batches, and with the learning rate asked."""
-        before = self.settings['lr']
-        self.apply_settings()  # a finder may have set lr
-        if self.settings['lr'] != before:
+        if self.hparams['lr'] not in (None, self.settings['lr']):  # by a finder
+            self.apply_settings()
             self._say_lr(', as was set before the first step')
         for config in self.trainer.lr_scheduler_configs:
             self._follow_lr(config.scheduler)
@@ -501,7 +501,9 @@ class PretrainingTask(BaseTask):
             named.get(name, name): tensor
             for name, tensor in drop_wrappers(checkpoint['state_dict']).items()
         }
-        self.rules = checkpoint.get('rules', dict(PUBLISHED))
+        rules = checkpoint.get('rules', PUBLISHED)
+        self.rules = {name: rules[name] for name in RULES if name in rules}
+        check_ranges({**self.hparams, **self.rules})
         self.apply_settings()
         self.seed = checkpoint.get('seed', self.seed)
         self._gradients = checkpoint.get('gradients', {})

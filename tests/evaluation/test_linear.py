@@ -11,7 +11,7 @@ from sklearn.model_selection import GridSearchCV, StratifiedKFold, cross_val_sco
 from torch import Tensor
 
 from torchgeo_cmid.evaluation import Features, accuracies, few_shot, linear_probe
-from torchgeo_cmid.evaluation.features import Standardisation, to_numpy
+from torchgeo_cmid.evaluation.features import standardise, to_numpy
 from torchgeo_cmid.evaluation.linear import STRENGTHS, choose_strength
 
 
@@ -94,7 +94,7 @@ class TestChooseStrength:
         y = torch.arange(30).repeat_interleave(5) % 2
         y = y[torch.arange(150) // 5 * 5]
         images = torch.arange(30).repeat_interleave(5)
-        x = Standardisation(x)(x)
+        x = standardise(x)(x)
         assert score_of_folds(x, y, None) == 1
         assert score_of_folds(x, y, images) < 0.7
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics.classification import MulticlassJaccardIndex
 
-from .features import Features, Standardisation, to_numpy
+from .features import Features, standardise, to_numpy
 from .linear import check_classes, choose_strength, logistic_regression
 
 #: Cells in the memory at most, neighbours, and temperature of their weights.
@@ -262,7 +262,7 @@ class CellProbe:
         """
         features, images = memory.some(most)
         check_classes(features.y)
-        self.scale = Standardisation(features.x)
+        self.scale = standardise(features.x)
         known = Features(self.scale(features.x), features.y)
         if held_out is None:
             c = choose_strength(known, groups=images)

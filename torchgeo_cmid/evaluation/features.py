@@ -3,12 +3,15 @@
 
 """Features and their labels, and the share of labels that is found."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_accuracy
+
+from .extra import scikit_learn
 
 
 class Features(NamedTuple):
@@ -34,35 +37,21 @@ def to_numpy(x: Tensor) -> NDArray[Any]:
     return array
 
 
-class Standardisation:
-    """Gives features the zero mean and unit variance that those of a memory then have.
+def standardise(memory: Tensor) -> Callable[[Tensor], Tensor]:
+    """Learn what gives the features of a memory zero mean and unit variance.
 
-    A feature that does not vary is left where it is, as in scikit-learn.
+    Args:
+        memory: Features, (N, D).
+
+    Returns:
+        What standardises other features, (M, D), by the memory: scikit-learn's, which
+        leaves a feature that does not vary where it is.
+
+    Raises:
+        ModuleNotFoundError: If scikit-learn is not installed.
     """
-
-    def __init__(self, memory: Tensor) -> None:
-        """Initialize a new Standardisation instance.
-
-        Args:
-            memory: Features, (N, D).
-        """
-        x = memory.double()
-        self.std, self.mean = torch.std_mean(x, dim=0, correction=0)
-        # below what single precision tells apart
-        varies = self.std > 1e-6 * x.abs().amax(dim=0)
-        self.std = self.std.where(varies, torch.ones_like(self.std))
-
-    def __call__(self, features: Tensor) -> Tensor:
-        """Standardise features.
-
-        Args:
-            features: Features, (M, D).
-
-        Returns:
-            The same in single precision, standardised by the memory.
-        """
-        x = features.to(self.mean)
-        return ((x - self.mean) / self.std).float()
+    scaler = scikit_learn('preprocessing').StandardScaler().fit(to_numpy(memory))
+    return lambda features: torch.from_numpy(scaler.transform(to_numpy(features)))
 
 
 def accuracies(predictions: Tensor | NDArray[Any], labels: Tensor) -> Tensor:

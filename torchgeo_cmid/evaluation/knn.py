@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .extra import scikit_learn
-from .features import Features, Standardisation, to_numpy
+from .features import Features, standardise, to_numpy
 
 #: Number of neighbours and temperature of the weighted k-NN.
 MOST_NEIGHBOURS = 20
@@ -44,7 +44,7 @@ def euclidean_knn(
     _check_neighbours(len(memory.x), k)
     x = memory.x
     if standardised:
-        scale = Standardisation(x)
+        scale = standardise(x)
         x, queries = scale(x), scale(queries)
     neighbours = scikit_learn('neighbors').KNeighborsClassifier(k, algorithm='brute')
     neighbours.fit(to_numpy(x), to_numpy(memory.y))

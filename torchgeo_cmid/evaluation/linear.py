@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .extra import scikit_learn
-from .features import Features, Standardisation, accuracies, to_numpy
+from .features import Features, accuracies, standardise, to_numpy
 
 #: Inverse strengths of the regularisation from which one is chosen; features are
 #: standardised.
@@ -109,7 +109,7 @@ def linear_probe(
         ModuleNotFoundError: If scikit-learn is not installed.
     """
     check_classes(memory.y)
-    scale = Standardisation(memory.x)
+    scale = standardise(memory.x)
     known = Features(scale(memory.x), memory.y)
     if held_out is not None:
         held_out = Features(scale(held_out.x), held_out.y)
@@ -141,7 +141,7 @@ def few_shot(
         ModuleNotFoundError: If scikit-learn is not installed.
     """
     check_classes(memory.y)
-    scale = Standardisation(memory.x)
+    scale = standardise(memory.x)
     x, y = to_numpy(scale(memory.x)), to_numpy(memory.y)
     unknown = to_numpy(scale(queries.x))
     classes, counts = np.unique(y, return_counts=True)

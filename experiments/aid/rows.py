@@ -24,6 +24,17 @@ SIZE = 96
 MODEL: dict[str, Any] = {'model': 'resnet18', 'in_channels': 3}
 QUEUE = 5000
 
+#: Of MoCo v2 in both of its rows.
+MOCO: dict[str, Any] = {
+    **MODEL,
+    'version': 2,
+    'layers': 2,
+    'hidden_dim': 2048,
+    'output_dim': 128,
+    'memory_bank_size': QUEUE,
+    'size': SIZE,
+}
+
 
 class Row(NamedTuple):
     """What is trained, from a learning rate, and the rates to choose from."""
@@ -72,19 +83,7 @@ def moco(lr: float) -> LightningModule:
     Returns:
         The task.
     """
-    return MoCo(
-        **MODEL,
-        version=2,
-        layers=2,
-        hidden_dim=2048,
-        output_dim=128,
-        lr=lr,
-        weight_decay=1e-4,
-        temperature=0.07,
-        memory_bank_size=QUEUE,
-        moco_momentum=0.999,
-        size=SIZE,
-    )
+    return MoCo(**MOCO, lr=lr, weight_decay=1e-4, temperature=0.07, moco_momentum=0.999)
 
 
 class MoCoWithOurs(MoCo):
@@ -141,16 +140,10 @@ def moco_with_ours(lr: float) -> LightningModule:
         The task.
     """
     return MoCoWithOurs(
-        **MODEL,
-        version=2,
-        layers=2,
-        hidden_dim=2048,
-        output_dim=128,
+        **MOCO,
         lr=lr,
         temperature=0.2,
-        memory_bank_size=QUEUE,
         moco_momentum=0.99,
-        size=SIZE,
         augmentation1=View(strong=False),
         augmentation2=View(strong=True),
     )

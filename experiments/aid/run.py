@@ -34,10 +34,8 @@ from torchgeo_cmid.evaluation import (
     correspondence_accuracy,
     effective_rank,
     euclidean_knn,
-    few_shot,
+    evaluate_classification,
     image_statistics,
-    linear_probe,
-    weighted_knn,
 )
 from torchgeo_cmid.models.find_backbone import find_backbone, find_teacher
 from torchgeo_cmid.transforms import cell_grid, default_views
@@ -102,32 +100,20 @@ def judge(
     if backbone is not None:
         backbone.eval()
         device = next(backbone.parameters()).device
-    memory = Features(*_features(backbone, *load(dataset, 'train', device)))
-    images, labels = load(dataset, part, device)
-    queries = Features(*_features(backbone, images, labels))
-    found = {'knn5': euclidean_knn(memory, queries.x)}
+
+    def features_of(name: str) -> Features:
+        images, labels = load(dataset, name, device)
+        return Features(describe(backbone, images)[0].cpu(), labels)
+
+    memory, queries = features_of('train'), features_of(part)
     if quick:
-        return {'knn5': float(accuracies(found['knn5'], labels)[0])}
-    held_out = Features(*_features(backbone, *load(dataset, 'select', device)))
-    found |= {
-        'knn5_standardised': euclidean_knn(memory, queries.x, standardised=True),
-        'knn': weighted_knn(memory, queries.x),
-        'linear': linear_probe(memory, queries.x, held_out),
-    }
-    figures = {
-        name: float(accuracies(classes, labels)[0]) for name, classes in found.items()
-    }
-    figures['few_shot_5'] = float(few_shot(memory, queries, 5)[0])
+        classes = euclidean_knn(memory, queries.x)
+        return {'knn5': float(accuracies(classes, queries.y)[0])}
+    figures = evaluate_classification(memory, queries, features_of('select'))
     figures['effective_rank'] = float(effective_rank(queries.x))
     if backbone is not None:
         figures['correspondence'] = correspond(backbone, dataset, part, device)
     return figures
-
-
-def _features(
-    backbone: nn.Module | None, images: Tensor, labels: Tensor
-) -> tuple[Tensor, Tensor]:
-    return describe(backbone, images)[0].cpu(), labels
 
 
 def correspond(
@@ -250,10 +236,12 @@ def run(
 
 
 def _processor() -> str:
+    """What a run without a GPU is made on."""
     return f'{platform.machine()}, {torch.get_num_threads()} threads'
 
 
 def _commit() -> str:
+    """The commit of the working tree, marked if it was changed since."""
     command = ['git', 'describe', '--always', '--dirty', '--abbrev=12']
     folder = Path(__file__).parent
     return subprocess.run(

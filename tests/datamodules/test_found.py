@@ -4,6 +4,7 @@
 """What is said of an archive when a run starts."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,8 +27,13 @@ def write(path: Path, west: float, pixel: float, size: int, crs: str) -> None:
         f.write(values)
 
 
-def said_of(caplog: pytest.LogCaptureFixture, **kwargs: object) -> list[str]:
-    datamodule = RasterFolderDataModule(patch_size=32, batch_size=2, **kwargs)
+def make(**kwargs: Any) -> RasterFolderDataModule:
+    return RasterFolderDataModule(patch_size=32, batch_size=2, **kwargs)
+
+
+def said_of(
+    caplog: pytest.LogCaptureFixture, datamodule: RasterFolderDataModule
+) -> list[str]:
     with caplog.at_level('INFO'):
         datamodule.setup('fit')
         if datamodule.normalization is None:
@@ -40,14 +46,14 @@ def test_archive(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write(tmp_path / 'b_20210615.tif', 5.1e5, 20, 100, 'EPSG:32633')
     write(tmp_path / 'c_20210615.tif', 5e5, 10, 100, 'EPSG:32634')
     pattern = r'.*_(?P<date>\d{8}).*'
-    said = said_of(
-        caplog,
+    datamodule = make(
         paths=str(tmp_path),
         filename_regex=pattern,
         cache=str(tmp_path / 'kept'),
         length=8,
         val_split=0.0,
     )
+    said = said_of(caplog, datamodule)
     assert said[0].startswith('found: 3 scenes in 3 files, 2 bands (')
     assert said[0].endswith(f'cache {tmp_path / "kept"}')
     ground, dates, patches, valid = said[1:]
@@ -60,14 +66,17 @@ def test_archive(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert patches == (
         'patches: 8 an epoch of 32 x 32 pixels, 0 on 0% of the ground to validate'
     )
-    share = float(valid.removeprefix('valid: ').split('%')[0])
-    assert 20 < share < 80
+    patches = datamodule.train_sampler.draw(8, datamodule.split_seed)
+    seen = [datamodule.scenes[patch]['valid'].float().mean() for patch in patches]
+    assert 0 < np.mean(seen) < 1
+    assert valid == f'valid: {np.mean(seen):.1%} of the pixels of 8 patches'
 
 
 def test_least(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """One scene, no date, no cache, statistics that are given."""
     write(tmp_path / 'a.tif', 5e5, 10, 100, 'EPSG:32633')
-    said = said_of(caplog, paths=str(tmp_path), mean=[1, 1], std=[1, 1], length=4)
+    datamodule = make(paths=str(tmp_path), mean=[1, 1], std=[1, 1], length=4)
+    said = said_of(caplog, datamodule)
     assert len(said) == 4
     assert 'cache' not in said[0]
     assert 'CRS EPSG:32633, pixels of 10 metre' in said[1]

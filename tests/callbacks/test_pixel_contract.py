@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder, Timer
 from torch import Tensor
 from torchgeo import datamodules
 from torchgeo.tasks import ChangeDetection, Classification, MoCo, SemanticSegmentation
 
 from tests.data.transfer.data import GENERATE
+from tests.trainers import quiet_trainer
 from torchgeo_cmid.callbacks import PixelContract
 from torchgeo_cmid.callbacks.pixel_contract import KEY
 from torchgeo_cmid.models import export_backbone
@@ -323,14 +324,7 @@ class TestRuns:
             model='resnet18', weights=weights, num_classes=21, **kwargs
         )
         datamodule = datamodules.UCMercedDataModule(root=root, batch_size=2)
-        trainer = Trainer(
-            accelerator='cpu',
-            max_epochs=1,
-            logger=False,
-            default_root_dir=tmp_path,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
+        trainer = quiet_trainer(tmp_path, enable_checkpointing=True)
         return task, datamodule, trainer
 
     def test_said_kept_and_obeyed(

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import BatchSizeFinder
 from torch import Tensor, nn
 
 from tests.data.geotiff.data import generate
+from tests.trainers import quiet_trainer
 from torchgeo_cmid.datamodules import RasterFolderDataModule
 
 
@@ -49,16 +50,7 @@ def fit(folder: Path, **arguments: Any) -> tuple[Watch, RasterFolderDataModule]:
         val_length=16,
     )
     task = Watch()
-    trainer = Trainer(
-        accelerator='cpu',
-        max_epochs=2,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=folder,
-        **arguments,
-    )
+    trainer = quiet_trainer(folder, max_epochs=2, **arguments)
     trainer.fit(task, data)
     return task, data
 

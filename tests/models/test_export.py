@@ -21,6 +21,7 @@ from torchgeo.tasks import ChangeDetection, Classification, SemanticSegmentation
 
 from tests.data.geotiff.data import generate
 from tests.published import make_backbone, make_full_state
+from tests.trainers import quiet_trainer
 from torchgeo_cmid.datamodules import RasterFolderDataModule
 from torchgeo_cmid.models import export_backbone
 from torchgeo_cmid.models.architectures import ARCHITECTURES, MEAN, STD
@@ -42,15 +43,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     datamodule = RasterFolderDataModule(
         str(folder / 'scenes'), patch_size=64, batch_size=4, length=4
     )
-    trainer = Trainer(
-        accelerator='cpu',
-        max_epochs=1,
-        limit_val_batches=0,
-        default_root_dir=folder,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    trainer = quiet_trainer(folder, limit_val_batches=0, enable_checkpointing=True)
     trainer.fit(small('resnet50', in_channels=6), datamodule)
     trainer.save_checkpoint(folder / 'last.ckpt')
     return folder / 'last.ckpt'

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from tests.tasks.tiny import TINY
+from tests.trainers import quiet_trainer
 from torchgeo_cmid.runs.finite import require_finite
 from torchgeo_cmid.tasks import CMID
 from torchgeo_cmid.transforms import MultispectralPhotometric, Views
@@ -82,15 +83,7 @@ class TestStop:
         torch.manual_seed(0)
         task = CMID(**SMALL, model='test_vit', lr=1e-3)
         task.hparams.update(kwargs)
-        trainer = Trainer(
-            default_root_dir=tmp_path,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            max_epochs=1,
-            accelerator='cpu',
-        )
+        trainer = quiet_trainer(tmp_path)
         samples: Any = [{'image': x, 'index': i} for i, x in enumerate(images)]
         before = [p.detach().clone() for p in task.parameters()]
         with pytest.raises(ValueError, match='loss is not finite at step 0') as info:

@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from tests.data.geotiff.data import write_scene
 from tests.tasks.tiny import TINY
+from tests.trainers import quiet_trainer
 from torchgeo_cmid import distributed
 from torchgeo_cmid.runs.processes import (
     has_fused_activations,
@@ -193,16 +194,7 @@ def train(folder: Path, arguments: dict[str, Any]) -> None:
         nn.Identity(), in_channels=2, size=64, map_size=task.student.map_size
     )
     flags = {'precision': '64-true', 'max_epochs': 1} | arguments['flags']
-    trainer = Trainer(
-        default_root_dir=folder,
-        accelerator='cpu',
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[Record()],
-        **flags,
-    )
+    trainer = quiet_trainer(folder, callbacks=[Record()], **flags)
     data = arguments['data']
     kind = arguments.get('sampler', DistributedSampler)
     sampler = kind(data, trainer.world_size, trainer.global_rank, shuffle=False)

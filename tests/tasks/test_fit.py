@@ -20,6 +20,7 @@ from torchgeo.main import main
 from tests.data.eurosat100.data import generate as generate_eurosat100
 from tests.data.geotiff.data import write_scene
 from tests.data.ssl4eo_s12.data import generate as generate_ssl4eo_s12
+from tests.trainers import quiet_trainer
 from torchgeo_cmid import CMID, RasterFolderDataModule
 from torchgeo_cmid.tasks.cmid import cmid
 from torchgeo_cmid.transforms import Views
@@ -220,14 +221,7 @@ class TestRasterFolder:
         datamodule = RasterFolderDataModule(
             str(scenes), patch_size=48, batch_size=4, length=8
         )
-        trainer = Trainer(
-            accelerator='cpu',
-            max_epochs=3,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            limit_val_batches=0,
-        )
+        trainer = quiet_trainer(scenes.parent, max_epochs=3, limit_val_batches=0)
         trainer.fit(task, datamodule)
         assert task.settings['queue_size'] == task.contrastive.in_use == 8
         assert task.settings['num_prototypes'] == task.distillation.in_use == 256
@@ -574,15 +568,7 @@ class TestGivenOptimizer:
         datamodule = RasterFolderDataModule(
             str(scenes), patch_size=64, batch_size=4, length=8
         )
-        trainer = Trainer(
-            accelerator='cpu',
-            max_epochs=2,
-            logger=False,
-            default_root_dir=scenes.parent,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            limit_val_batches=0,
-        )
+        trainer = quiet_trainer(scenes.parent, max_epochs=2, limit_val_batches=0)
         before = task.teacher.backbone.conv1.weight.clone()
         trainer.fit(task, datamodule)
         assert task.schedules.total_steps == 4

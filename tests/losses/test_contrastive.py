@@ -93,6 +93,27 @@ class TestQueueInfoNCE:
         assert criterion.queue_ptr.tolist() == [2]
         assert torch.equal(criterion.queue, keys[[6, 7, 5]].T)
 
+    def test_a_part_of_the_queue(self) -> None:
+        """Ten keys of which four are in use do what a queue of four does."""
+        part, whole = QueueInfoNCE(8, 10), QueueInfoNCE(8, 4)
+        part.queue_ptr.fill_(7)
+        part.use(4)
+        whole.queue.copy_(part.queue[:, :4])
+        whole.queue_ptr.copy_(part.queue_ptr)
+        assert part.queue_ptr.tolist() == [3]
+        rest = part.queue[:, 4:].clone()
+        for _ in range(3):
+            query, key = F.normalize(torch.randn(2, 3, 8), dim=-1)
+            torch.testing.assert_close(part(query, key), whole(query, key))
+            part.enqueue(key)
+            whole.enqueue(key)
+            assert torch.equal(part.queue[:, :4], whole.queue)
+        assert torch.equal(part.queue[:, 4:], rest)
+
+    def test_more_than_there_are(self) -> None:
+        with pytest.raises(ValueError, match='queue_size=11 is more than the 10 keys'):
+            QueueInfoNCE(8, 10).use(11)
+
 
 class TestBYOLLoss:
     def test_formula(self) -> None:

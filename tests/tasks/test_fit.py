@@ -147,7 +147,10 @@ class TestRasterFolder:
             )
         said = ' '.join(record.getMessage() for record in caplog.records)
         rate = float(re.search(r'Learning rate set to (\S+)', said).group(1))
-        assert column('lr')[0] == pytest.approx(rate)
+        halves = [(1 + math.cos(math.pi * n / 16)) / 2 for n in range(16)]
+        used = [1e-6 + (rate - 1e-6) * half for half in halves]
+        assert column('lr') == pytest.approx(used)
+        assert f'lr = {rate:.3g} at most, in step 1 of 16, as was set' in said
 
     @pytest.mark.parametrize('precision', ['bf16-true', '16-true'])
     def test_half_throughout(self, scenes: Path, precision: str) -> None:

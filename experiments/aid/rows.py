@@ -194,3 +194,20 @@ ROWS: dict[str, Row | None] = {
     'reconstruction_local': branches('reconstruction', 'local'),
     'moco_with_ours': Row(moco_with_ours, (3e-4, 1e-3, 3e-3)),
 }
+
+#: CMID by other rules than the default's, with its learning rate. They are judged on the
+#: part to select by alone: the part that is scored chooses nothing.
+VARIANTS: dict[str, Row] = {
+    'cmid_momentum_0.98': cmid(momentum=0.98),
+    'cmid_momentum_0.99': cmid(momentum=0.99),
+    'cmid_momentum_0.996': cmid(momentum=0.996),
+    'cmid_temperature_0.07': cmid(teacher_temperature=0.07),
+    'cmid_sharpness_1.5': cmid(sharpness=1.5),
+    'cmid_sharpness_3': cmid(sharpness=3.0),
+    'cmid_prototypes_256': cmid(num_prototypes=256),
+    'cmid_prototypes_2048': cmid(num_prototypes=2048),
+    'cmid_center_momentum_0.5': cmid(center_momentum=0.5),
+    'cmid_mask_ratio_0.4': cmid(mask_ratio=0.4),
+    'cmid_loss_weights_1_2_1': cmid(loss_weights=(1, 2, 1)),
+    'cmid_loss_weights_1_1_2': cmid(loss_weights=(1, 1, 2)),
+}

@@ -23,7 +23,7 @@ import timm
 import torch
 import torchgeo
 from lightning.pytorch import LightningModule, Trainer, seed_everything
-from rows import MODEL, ROWS, SIZE
+from rows import MODEL, ROWS, SIZE, VARIANTS
 from scenes import AID, PARTS, AIDDataModule, split
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -192,7 +192,7 @@ def run(
     device = 'cuda' if args.device == 'gpu' else args.device
     seconds, logged, teacher = 0.0, {}, None
     backbone: nn.Module | None = None
-    trained = ROWS[row]
+    trained = VARIANTS.get(row) or ROWS[row]
     if row == 'random':
         name, bands = MODEL['model'], MODEL['in_channels']
         backbone = timm.create_model(name, in_chans=bands, num_classes=0).to(device)
@@ -288,6 +288,7 @@ def chosen_rate(row: str) -> float | None:
     Raises:
         FileNotFoundError: If a short run has not been made.
     """
+    row = 'cmid' if row in VARIANTS else row
     trained = ROWS[row]
     if trained is None:
         return None
@@ -307,7 +308,7 @@ def chosen_rate(row: str) -> float | None:
 def main() -> None:
     """Make the runs that are asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('row', choices=ROWS)
+    parser.add_argument('row', choices=[*ROWS, *VARIANTS])
     parser.add_argument('--root', required=True, help='folder of class folders')
     parser.add_argument('--folder', default='build/aid', help='of decoded pixels')
     parser.add_argument('--rates', action='store_true', help='choose the rate')
@@ -319,8 +320,10 @@ def main() -> None:
     parser.add_argument('--commit', help='where there is no git')
     args = parser.parse_args()
     torch.set_float32_matmul_precision('high')
-    trained = ROWS[args.row]
+    if args.row in VARIANTS and (args.rates or args.part != 'select'):
+        parser.error(f'{args.row} is judged with --part select, at the rate of cmid')
     if args.rates:
+        trained = ROWS[args.row]
         for lr in trained.rates if trained else ():
             path = rate_file(args.row, lr)
             if not path.exists():

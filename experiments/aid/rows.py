@@ -195,7 +195,7 @@ ROWS: dict[str, Row | None] = {
     'moco_with_ours': Row(moco_with_ours, (3e-4, 1e-3, 3e-3)),
 }
 
-#: CMID by other rules than the default's, with its learning rate. They are judged on the
+#: CMID by other rules than its defaults, at its learning rate. They are judged on the
 #: part to select by alone: the part that is scored chooses nothing.
 VARIANTS: dict[str, Row] = {
     'cmid_momentum_0.98': cmid(momentum=0.98),

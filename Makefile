@@ -43,9 +43,9 @@ minimum: $(STAMP)
 	VIRTUAL_ENV=build/minimum $(UV_INSTALL) --resolution lowest-direct -e '.[dev]'
 	build/minimum/bin/pytest -n 2 --dist worksteal
 
-## What the import hook, a training step (next to other methods), and the published
-## weights cost, and how fast
-## views and patches come next to plain kornia's and TorchGeo's (half an hour in all).
+## What the import hook, a training step (next to TorchGeo's other methods), and the
+## published weights cost, and how fast views and patches come next to plain kornia's
+## and TorchGeo's (three quarters of an hour in all).
 benchmark: $(STAMP)
 	$(BIN)/python experiments/benchmarks/startup.py
 	$(BIN)/python experiments/benchmarks/training_step.py

@@ -51,3 +51,12 @@ def test_slurm_script(capsys: pytest.CaptureFixture[str]) -> None:
     base = '--config=experiments/raster_folder.yaml'
     content = parse(capsys, base, f'--config={SCALE}/many_nodes.yaml', version)
     assert 'version: job_1' in yaml.safe_dump(content)
+
+
+def test_ssl_benchmark(capsys: pytest.CaptureFixture[str]) -> None:
+    """The protocol's numbers stand in what the command makes of the config."""
+    content = parse(capsys, '--config=experiments/ssl_benchmark/eurosat.yaml')
+    text = yaml.safe_dump(content)
+    for line in ('max_epochs: 60', 'batch_size: 128', 'size: 224', 'in_channels: 13'):
+        assert line in text
+    assert content['seed_everything'] == 0

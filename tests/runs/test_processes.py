@@ -310,6 +310,31 @@ class TestTwoProcesses:
         assert [row['train_loss'] != '' for row in rows] == [True, False]
         assert float(rows[1]['val_rank_me']) > 1
 
+    def test_rules_are_kept(self, tmp_path: Path) -> None:
+        """What one process has decided holds when two go on."""
+        folder = tmp_path / 'scenes'
+        folder.mkdir()
+        write_scene(folder / 'a.tif', bands=4, size=160, seed=0)
+        config = Path(__file__).parents[1] / 'conf' / 'raster_folder.yaml'
+        command = [sys.executable, '-m', 'torchgeo', 'fit', '--config', str(config)]
+        command += ['--model.init_args.model=test_resnet']
+        command += [f'--data.init_args.paths={folder}']
+        rules = []
+        for epochs, more in ((1, []), (2, ['--trainer.strategy=ddp'])):
+            command.append(f'--trainer.max_epochs={epochs}')
+            command.append(f'--trainer.devices={epochs}')
+            run = subprocess.run(
+                [*command, *more], cwd=tmp_path, capture_output=True, text=True
+            )
+            assert run.returncode == 0, run.stderr
+            newest = max(
+                tmp_path.rglob('*.ckpt'), key=lambda path: path.stat().st_mtime
+            )
+            rules.append(torch.load(newest, weights_only=True)['rules'])
+            command.append(f'--ckpt_path={newest}')
+        assert rules[0]
+        assert rules[0] == rules[1]
+
 
 class TestSchedules:
     def test_accumulation_and_bf16(self, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@
 TorchGeo's command line finds a task or a data module by its class name, among the
 subclasses of ``BaseTask`` and ``BaseDataModule`` that have been imported: there it is
 enough to import ours. Models and weights go into the tables of TorchGeo, timm and smp,
-and functions that refuse them, or must know of pixels, are wrapped: five of TorchGeo,
+and functions that refuse them, or must know of pixels, are wrapped: seven of TorchGeo,
 three of Lightning and its parser, one of kornia, one of smp.
 """
 
@@ -78,13 +78,15 @@ def _register_tasks() -> None:
     from jsonargparse import get_loader, set_loader
     from jsonargparse._typehints import ActionTypeHint
     from lightning.pytorch.cli import LightningCLI
-    from torchgeo.tasks import BaseTask, utils
+    from torchgeo.tasks import BaseTask, InstanceSegmentation, ObjectDetection, utils
 
     from . import tasks  # noqa: F401
     from .runs.config_text import guarded
 
     _wrap(_load_state_dict, utils)
     _wrap(_extract_backbone, utils)
+    _wrap(_build_detector, ObjectDetection, name='configure_models')
+    _wrap(_build_instance_detector, InstanceSegmentation, name='configure_models')
     for wrapper in (_configure_callbacks, _on_load_checkpoint, _on_save_checkpoint):
         _wrap(wrapper, BaseTask)
         _wrap_in_subclasses(wrapper, BaseTask)
@@ -255,6 +257,44 @@ def _extract_backbone(
         return name, tensors
     state = extract_backbone(checkpoint, path, metadata=read_metadata(path))
     return state.model or '', state
+
+
+def _build_detector(original: Callable[..., None], self: Any) -> None:
+    """Load weights that torchvision does not know into the ResNet of a detector."""
+    from .models.detectors import is_torchvision, load_body
+
+    weights, channels = self.weights, self.hparams['in_channels']
+    if is_torchvision(weights, self.hparams['backbone']):
+        original(self)
+        return
+    self.weights = None
+    self.hparams['in_channels'] = 3  # the stem is made of the weights'
+    try:
+        original(self)
+    finally:
+        self.weights, self.hparams['in_channels'] = weights, channels
+    load_body(self.model.backbone.body, weights, channels)
+
+
+def _build_instance_detector(original: Callable[..., None], self: Any) -> None:
+    """Load weights of its backbone that torchvision does not know into a Mask R-CNN."""
+    from .models.detectors import TRAINED, is_torchvision, load_body
+
+    weights, channels = self.weights_backbone, self.hparams['in_channels']
+    if is_torchvision(weights, self.hparams['backbone']):
+        original(self)
+        return
+    self.weights_backbone = None
+    self.hparams['in_channels'] = 3
+    try:
+        original(self)
+    finally:
+        self.weights_backbone, self.hparams['in_channels'] = weights, channels
+    body = self.model.backbone.body
+    load_body(body, weights, channels)
+    for name, parameter in body.named_parameters():
+        if not name.startswith(TRAINED):
+            parameter.requires_grad_(False)
 
 
 def _configure_callbacks(original: Callable[..., Any], self: 'BaseTask') -> Any:

@@ -14,7 +14,13 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder, Timer
 from torch import Tensor
 from torchgeo import datamodules
-from torchgeo.tasks import ChangeDetection, Classification, MoCo, SemanticSegmentation
+from torchgeo.tasks import (
+    ChangeDetection,
+    Classification,
+    MoCo,
+    ObjectDetection,
+    SemanticSegmentation,
+)
 
 from tests.data.transfer.data import GENERATE
 from tests.trainers import quiet_trainer
@@ -93,6 +99,10 @@ def detection(model: str, **kwargs: Any) -> LightningModule:
     return CMIDObjectDetection(backbone=model, num_classes=3, **kwargs)
 
 
+def stock_detection(model: str, **kwargs: Any) -> LightningModule:
+    return ObjectDetection(backbone=model, num_classes=3, **kwargs)
+
+
 def pretraining(**kwargs: Any) -> LightningModule:
     return CMID(size=64, queue_size=4, hidden_dim=8, **kwargs)
 
@@ -106,6 +116,7 @@ TASKS = {
         stacked,
         contrastive,
         detection,
+        stock_detection,
         pretraining,
     )
 }
@@ -138,7 +149,7 @@ def why_missing(task: str, way: str, data: str) -> str:
     dates = task in ('siamese', 'stacked')
     if dates != (data in ('levircd', 'oscd')):
         return 'two dates are for change detection'
-    if (task == 'detection') != (data == 'vhr10'):
+    if task.endswith('detection') != (data == 'vhr10'):
         return 'boxes are for detection'
     if task == 'detection' and way != 'published':
         return 'its backbones are the published ones'
@@ -201,7 +212,7 @@ def test_pixels_at_the_first_convolution(
     pixels, make = WAYS[way]
     create, bands, unit = DATA[data]
     models = ['cmid_resnet50', 'resnet50'] if way == 'published' else ['resnet18']
-    if task in ('contrastive', 'pretraining'):
+    if task in ('contrastive', 'stock_detection', 'pretraining'):
         models = models[-1:]
     elif bands != 3 and way == 'published':
         models = models[:1]  # TorchGeo makes a random stem for resnet50

@@ -336,7 +336,8 @@ def find_fine_tuned(content: Mapping[str, Any]) -> BackboneState | None:
 
 def _attach_by_weights(task: LightningModule) -> dict[str, InputNormalization]:
     """Put a normalisation in front of a backbone of timm's or smp's own name."""
-    state = _find_state(getattr(task, 'weights', None))
+    given = [getattr(task, name, None) for name in ('weights_backbone', 'weights')]
+    state = _find_state(given[0] or given[1])
     if state is None or state.pixels is None:
         return {}
     stem = _find_stem(state)

@@ -87,6 +87,9 @@ def _register_tasks() -> None:
     _wrap(_extract_backbone, utils)
     _wrap(_build_detector, ObjectDetection, name='configure_models')
     _wrap(_build_instance_detector, InstanceSegmentation, name='configure_models')
+    # the parser would refuse a name or a file, which the other tasks take
+    ObjectDetection.__init__.__annotations__['weights'] |= str
+    InstanceSegmentation.__init__.__annotations__['weights_backbone'] |= str
     for wrapper in (_configure_callbacks, _on_load_checkpoint, _on_save_checkpoint):
         _wrap(wrapper, BaseTask)
         _wrap_in_subclasses(wrapper, BaseTask)

@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from torchgeo.main import main
 from torchgeo.tasks import InstanceSegmentation, ObjectDetection
 from torchvision.models import ResNet18_Weights
 from torchvision.ops import FrozenBatchNorm2d
@@ -98,6 +99,19 @@ class TestInstanceSegmentation:
         parameters = dict(body.named_parameters())
         assert not parameters['layer1.0.conv1.weight'].requires_grad
         assert parameters['layer2.0.conv1.weight'].requires_grad
+
+
+@pytest.mark.parametrize(
+    ('task', 'argument'),
+    [('ObjectDetection', 'weights'), ('InstanceSegmentation', 'weights_backbone')],
+)
+def test_command(task: str, argument: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Regression: the parser refused every name and every file."""
+    with pytest.raises(SystemExit) as end:
+        weights = f'--model.{argument}=cmid_resnet50'
+        main(['fit', '--model', task, weights, '--print_config'])
+    assert end.value.code == 0
+    assert f'{argument}: cmid_resnet50' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,7 @@ from ..runs.finite import require_finite
 from ..runs.interruption import KeepFiles, keep_earlier_files, refuse_old_run
 from ..runs.processes import OneModel
 from ..runs.randomness import seeded
+from ..runs.resumed_epoch import ResumedEpoch
 from ..runs.signals import SaveOnSigterm
 from ..schedules import Schedules
 from ..transforms import MaskedViews, TwoMaskedViews
@@ -354,8 +355,8 @@ class PretrainingTask(BaseTask):
         """
         inherited: Any = super().configure_callbacks()
         self.interruption = SaveOnSigterm()
-        own = (OneModel(), self.interruption, KeepFiles(), DataWait(), CollapseAlarm())
-        return [*inherited, *own]
+        safe = (OneModel(), ResumedEpoch(), self.interruption, KeepFiles())
+        return [*inherited, *safe, DataWait(), CollapseAlarm()]
 
     def setup(self, stage: str) -> None:
         """Compare the bands of the data module with those of the model.

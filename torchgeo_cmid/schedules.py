@@ -95,15 +95,18 @@ class Schedules:
         ends = self.settings['lr'], self.settings['min_lr']
         return learning_rate(step, self.total_steps, self.warmup_steps, *ends)
 
-    def peak_learning_rate(self) -> tuple[int, float]:
-        """Find the highest learning rate of the run.
+    def peak_learning_rate(self, start: int = 0) -> tuple[int, float]:
+        """Find the highest learning rate of the run, or of the rest of it.
+
+        Args:
+            start: Step from which on, from 0.
 
         Returns:
             Its step, from 0, and the learning rate: lower than that after the warm-up
             if the run is shorter, as the cosine starts with the warm-up.
         """
-        steps = range(min(self.warmup_steps + 1, self.total_steps))
-        step = max(steps, key=self.learning_rate)
+        end = min(self.warmup_steps + 1, self.total_steps)
+        step = max(range(start, max(end, start + 1)), key=self.learning_rate)
         return step, self.learning_rate(step)
 
     def momentum(self, step: int) -> float:

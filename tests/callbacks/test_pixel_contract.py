@@ -167,7 +167,7 @@ def run(task: LightningModule, datamodule: Any, **kwargs: Any) -> PixelContract:
     contract = PixelContract(**kwargs)
     trainer: Any = SimpleNamespace(datamodule=datamodule)
     contract.setup(trainer, task, 'fit')
-    contract._settle(trainer, task, 'fit')
+    contract.settle(trainer, task, 'fit')
     return contract
 
 
@@ -409,7 +409,7 @@ class TestRuns:
                 other = datamodules.RESISC45DataModule()
                 trainer = SimpleNamespace(datamodule=other)  # type: ignore[assignment]
                 contract = PixelContract()
-                contract._settle(trainer, model, stage)
+                contract.settle(trainer, model, stage)
                 (result,) = seen(model, standardise(other, raw))
                 torch.testing.assert_close(
                     result, (raw - mean) / std, rtol=1e-4, atol=1e-4

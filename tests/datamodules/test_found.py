@@ -80,4 +80,6 @@ def test_least(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert len(said) == 4
     assert 'cache' not in said[0]
     assert 'CRS EPSG:32633, pixels of 10 metre' in said[1]
-    assert said[2] == 'dates: none in the names of files'
+    assert said[2] == (
+        'dates: not known, a filename_regex with a group date takes them from names'
+    )

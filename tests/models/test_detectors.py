@@ -107,8 +107,8 @@ class TestInstanceSegmentation:
 )
 def test_command(task: str, argument: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Regression: the parser refused every name and every file."""
+    weights = f'--model.{argument}=cmid_resnet50'
     with pytest.raises(SystemExit) as end:
-        weights = f'--model.{argument}=cmid_resnet50'
         main(['fit', '--model', task, weights, '--print_config'])
     assert end.value.code == 0
     assert f'{argument}: cmid_resnet50' in capsys.readouterr().out

@@ -152,6 +152,59 @@ class TestRasterFolder:
         assert column('lr') == pytest.approx(used)
         assert f'lr = {rate:.3g} at most, in step 1 of 16, as was set' in said
 
+    @pytest.mark.parametrize('validation', ['1.0', '0'])
+    def test_finder_longer_than_the_run(
+        self, scenes: Path, validation: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Regression: it came to a validation, and then no step was trained."""
+        with caplog.at_level('INFO'):
+            fit_scenes(
+                scenes,
+                '--model.init_args.warmup_epochs=0',
+                '--trainer.callbacks+=LearningRateFinder',
+                '--trainer.callbacks.num_training_steps=15',
+                '--trainer.max_epochs=1',
+                f'--trainer.limit_val_batches={validation}',
+            )
+        assert len(column('lr')) == 2
+        said = [record.getMessage() for record in caplog.records]
+        assert sum(line.startswith('views: ') for line in said) == 1
+
+    def test_typed_lr_that_is_not_reached(
+        self, scenes: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Regression: nothing was said of a warm-up that takes the whole run."""
+        with caplog.at_level('INFO'):
+            fit_scenes(
+                scenes, '--model.init_args.lr=1e-3', '--model.init_args.warmup_epochs=2'
+            )
+        (line,) = [
+            text
+            for text in (record.getMessage() for record in caplog.records)
+            if text.startswith('lr = ')
+        ]
+        assert line.endswith(': 0.001 is not reached, the warm-up takes 4 steps')
+        assert f'lr = {max(column("lr")):.3g} at most, in step 3 of 4' in line
+
+    def test_lr_of_a_run_that_is_made_longer(
+        self, scenes: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Regression: its first step had the rate at the end of the shorter one."""
+        fit_scenes(scenes)
+        caplog.clear()
+        with caplog.at_level('INFO'):
+            fit_scenes(
+                scenes, '--trainer.max_epochs=4', '--ckpt_path', str(checkpoint_of(0))
+            )
+        rates = column('lr', 1)
+        assert rates == sorted(rates, reverse=True)
+        (line,) = [
+            text
+            for text in (record.getMessage() for record in caplog.records)
+            if text.startswith('lr = ')
+        ]
+        assert f'lr = {rates[0]:.3g} at most, in step 5 of 8' in line
+
     @pytest.mark.parametrize('precision', ['bf16-true', '16-true'])
     def test_half_throughout(self, scenes: Path, precision: str) -> None:
         mixed = precision.replace('true', 'mixed')
@@ -289,6 +342,7 @@ class TestRasterFolder:
             scenes,
             '--model.init_args.optimizer=sgd',
             '--model.init_args.lr=1e-30',
+            '--model.init_args.min_lr=0',
             '--model.init_args.min_lr=0',
             '--model.init_args.local_branch=false',
             '--model.init_args.global_branch=byol',
@@ -481,6 +535,7 @@ class TestWeights:
             scenes,
             f'--model.init_args.weights={checkpoint_of(0)}',
             '--model.init_args.lr=1e-30',
+            '--model.init_args.min_lr=0',
             '--trainer.max_steps=1',
         )
         first, second = (

@@ -53,6 +53,12 @@ def test_defaults_are_in_range() -> None:
             assert RANGES[name].holds(parameter.default), name
 
 
+def test_rate_at_the_end() -> None:
+    """Regression: the learning rate rose to the lowest, and the loss with it."""
+    with pytest.raises(ValueError, match=r'min_lr=1, .* above lr=0.001'):
+        CMID(**(TINY | {'lr': 1e-3, 'min_lr': 1}))
+
+
 @pytest.mark.parametrize('name', RANGES)
 def test_out_of_range(name: str) -> None:
     for value in outside(RANGES[name]):

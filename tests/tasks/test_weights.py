@@ -17,6 +17,7 @@ from torchvision.models._api import WeightsEnum
 
 from tests.published import make_backbone, make_full_state
 from torchgeo_cmid.models import CMIDResNet50_Weights, export_backbone
+from torchgeo_cmid.models.loading import drop_wrappers
 from torchgeo_cmid.tasks import CMID
 
 
@@ -181,6 +182,17 @@ def test_a_compiled_backbone_goes_on_as_it_is(tmp_path: Path) -> None:
     torch.save(wrapped, tmp_path / 'ddp.pth')
     for name in ('run.ckpt', 'out.safetensors', 'ddp.pth'):
         assert_starts_from(small('test_resnet', weights=str(tmp_path / name)), expected)
+
+
+@pytest.mark.parametrize(
+    'prefix',
+    ['module._orig_mod.', '_orig_mod.module.', '_forward_module.', 'module.module.'],
+)
+@pytest.mark.parametrize('within', ['', 'student.', 'student.backbone.'])
+def test_wrappers_within_wrappers(prefix: str, within: str) -> None:
+    """Regression: an export took the teacher where the student was wrapped twice."""
+    name = f'{within}layer1.module.weight'
+    assert [*drop_wrappers({f'{within}{prefix}layer1.module.weight': 0})] == [name]
 
 
 @pytest.mark.parametrize('before', [False, True])

@@ -102,6 +102,8 @@ class PixelContract(Callback):
             stage: Either 'fit', 'validate', 'test', or 'predict'.
         """
         self._done = False
+        # a tuner takes all callbacks away from the trainer while it trains
+        pl_module.pixel_contract = self  # type: ignore[assignment]
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Settle it before the sanity check.
@@ -111,7 +113,7 @@ class PixelContract(Callback):
             pl_module: The task.
         """
         trainer.fit_loop.setup_data()  # ours estimates its statistics when it is asked
-        self._settle(trainer, pl_module, 'fit')
+        self.settle(trainer, pl_module, 'fit')
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Settle it where nothing is trained.
@@ -120,7 +122,7 @@ class PixelContract(Callback):
             trainer: The trainer.
             pl_module: The task.
         """
-        self._settle(trainer, pl_module, 'validate')
+        self.settle(trainer, pl_module, 'validate')
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Settle it.
@@ -129,7 +131,7 @@ class PixelContract(Callback):
             trainer: The trainer.
             pl_module: The task.
         """
-        self._settle(trainer, pl_module, 'test')
+        self.settle(trainer, pl_module, 'test')
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Settle it.
@@ -138,10 +140,16 @@ class PixelContract(Callback):
             trainer: The trainer.
             pl_module: The task.
         """
-        self._settle(trainer, pl_module, 'predict')
+        self.settle(trainer, pl_module, 'predict')
 
-    def _settle(self, trainer: Trainer, task: LightningModule, stage: str) -> None:
-        """Decide what is done to images, once in a run."""
+    def settle(self, trainer: Trainer, task: LightningModule, stage: str) -> None:
+        """Decide what is done to images, once in a run.
+
+        Args:
+            trainer: The trainer.
+            task: The task.
+            stage: Either 'fit', 'validate', 'test', or 'predict'.
+        """
         if self._done:
             return
         self._done = True
@@ -220,12 +228,17 @@ class PixelContract(Callback):
 
 
 def see_pixels(
-    trainer: Trainer, stage: str, in_channels: int, hook: InputNormalization | None
+    contract: PixelContract,
+    trainer: Trainer,
+    stage: str,
+    in_channels: int,
+    hook: InputNormalization | None,
 ) -> tuple[Pixels | None, str]:
     """Find out which pixels a network sees in a run.
 
     Args:
-        trainer: The trainer, which has a :class:`PixelContract`.
+        contract: The callback of the run.
+        trainer: The trainer.
         stage: Either 'fit', 'validate', 'test', or 'predict'.
         in_channels: Number of bands of the network.
         hook: What is in front of it, decided on, if anything is.
@@ -233,8 +246,6 @@ def see_pixels(
     Returns:
         The pixels, None if what has been done to the images is not known, and in words.
     """
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    contract = next(each for each in callbacks if isinstance(each, PixelContract))
     pixels = None
     try:
         applied = contract.read(trainer, stage)

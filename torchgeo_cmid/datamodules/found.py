@@ -72,7 +72,7 @@ def _dates(scenes: Iterable[Scene]) -> str:
     days = sorted({start.date() for start in starts if start != UNBOUNDED.left})
     unknown = starts.count(UNBOUNDED.left)
     if not days:
-        return 'none in the names of files'
+        return 'not known, a filename_regex with a group date takes them from names'
     span = f'{days[0]}' if len(days) == 1 else f'{days[0]} to {days[-1]}'
     rest = f', {unknown} scenes without' if unknown else ''
     return f'{len(days)} from {span}{rest}' if len(days) > 1 else f'{span}{rest}'

@@ -6,7 +6,6 @@
 import json
 import math
 import os
-import re
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -41,6 +40,13 @@ FOREIGN_PREFIXES = (
     'backbone.vit.',  # MAE of TorchGeo
     'backbone.',  # MoCo and SimCLR of TorchGeo, lightly
 )
+
+
+#: Names under which wrappers keep what they are around, one within another too.
+WRAPPERS = ('_orig_mod', '_forward_module', '_fsdp_wrapped_module')
+
+#: Networks of a checkpoint of ours: what is called ``module`` in one is a wrapper's.
+NETWORKS = ('student', 'teacher', 'backbone')
 
 
 class BackboneState(dict[str, Tensor]):
@@ -130,10 +136,17 @@ def drop_wrappers(state: Mapping[str, Any]) -> dict[str, Any]:
     Returns:
         The same tensors by the names that they have without.
     """
-    return {
-        re.sub(r'(^|\.)_orig_mod\.', r'\1', name).removeprefix('module.'): value
-        for name, value in state.items()
-    }
+    return {_unwrapped(name): value for name, value in state.items()}
+
+
+def _unwrapped(name: str) -> str:
+    """Leave the wrappers out of the name of a tensor."""
+    kept: list[str] = []
+    for part in name.split('.'):
+        outer = part == 'module' and (not kept or kept[-1] in NETWORKS)
+        if part not in WRAPPERS and not outer:
+            kept.append(part)
+    return '.'.join(kept)
 
 
 def is_ours(checkpoint: Any) -> bool:

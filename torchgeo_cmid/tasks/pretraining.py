@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchgeo.datasets.utils import Sample
 from torchgeo.tasks import BaseTask
 
-from ..callbacks.pixel_contract import see_pixels
+from ..callbacks.pixel_contract import PixelContract, see_pixels
 from ..distributed import global_mean, global_means, world_size
 from ..metrics import RankMe
 from ..models.loading import drop_wrappers
@@ -120,6 +120,7 @@ class PretrainingTask(BaseTask):
     #: All arguments, with a number for each that is left open.
     settings: dict[str, Any]
     schedules: Schedules
+    pixel_contract: PixelContract
 
     def __init__(self) -> None:
         """Initialize a new PretrainingTask instance."""
@@ -284,8 +285,6 @@ class PretrainingTask(BaseTask):
             ValueError: If the run has no end, or trains on one patch at a time.
         """
         self._plan()
-        if self.hparams['lr'] is None:
-            self._say_lr(f', for a global batch of {self.scale.batch_size} patches')
         optimizer = create_optimizer_v2(
             self.student,
             self.hparams['optimizer'],
@@ -400,33 +399,47 @@ class PretrainingTask(BaseTask):
 
     def on_train_start(self) -> None:
         """Go on within a step of several batches, and with the learning rate asked."""
-        if self.hparams['lr'] not in (None, self.settings['lr']):  # by a finder
+        self._settle_pixels('fit')  # a tuner trains before the fit has started
+        found = self.hparams['lr'] not in (None, self.settings['lr'])  # by a finder
+        if found:
             self.apply_settings()
-            self._say_lr(', as was set before the first step')
         for config in self.trainer.lr_scheduler_configs:
-            self._follow_lr(config.scheduler)
+            if self._factor in getattr(config.scheduler, 'lr_lambdas', []):
+                self._follow_lr(config.scheduler)
+                self._say_lr(found)
         for name, gradient in self._gradients.items():
             parameter = self.student.get_parameter(name)
             parameter.grad = gradient.to(parameter)
         self._gradients = {}
 
-    def _say_lr(self, reason: str) -> None:
+    def _say_lr(self, found: bool) -> None:
         """Say the learning rate that is reached: a warm-up may be cut short."""
-        step, rate = self.schedules.peak_learning_rate()
+        step, rate = self.schedules.peak_learning_rate(self.trainer.global_step)
         when = f'at most, in step {step + 1} of {self.scale.steps}'
+        lr, warmup = self.settings['lr'], self.schedules.warmup_steps
+        if found:
+            reason = ', as was set before the first step'
+        elif self.hparams['lr'] is None:
+            reason = f', for a global batch of {self.scale.batch_size} patches'
+        elif self.schedules.peak_learning_rate()[1] < 0.99 * lr:
+            reason = f': {lr:g} is not reached, the warm-up takes {warmup:g} steps'
+        else:
+            reason = ', as is set'
         rank_zero_info(f'lr = {rate:.3g} {when}{reason}')
 
     def _follow_lr(self, scheduler: Any) -> None:
-        """Let a learning rate that is typed win over that of a checkpoint."""
+        """Take up the rate of this run: a checkpoint has that of a run as long as its.
+
+        A learning rate that is typed wins over that of a checkpoint.
+        """
         lr = self.settings['lr']
         groups = scheduler.optimizer.param_groups
-        lambdas = getattr(scheduler, 'lr_lambdas', [])
-        ours = self.hparams['lr'] is not None and self._factor in lambdas
-        if ours and groups[0]['initial_lr'] != lr:
+        if self.hparams['lr'] is not None and groups[0]['initial_lr'] != lr:
             scheduler.base_lrs = [lr] * len(groups)
             for group in groups:
                 group['initial_lr'] = lr
-                group['lr'] = self.schedules.learning_rate(self.trainer.global_step)
+        for group, base in zip(groups, scheduler.base_lrs, strict=True):
+            group['lr'] = base * self._factor(scheduler.last_epoch)
 
     def _factor(self, step: int) -> float:
         """Learning rate of a step as a share of that after the warm-up."""
@@ -447,14 +460,16 @@ class PretrainingTask(BaseTask):
     def _settle_pixels(self, stage: str) -> None:
         """Find out which pixels the student sees, and choose the recipe for them, once.
 
-        The callback has decided before what is done to the images.
+        The callback decides first what is done to the images.
         """
         if self._settled:
             return
         self._settled = True
         in_channels = self.hparams['in_channels']
+        self.pixel_contract.settle(self.trainer, self, stage)
         hook = find_normalizations(self).get('inputs')
-        seen, reason = see_pixels(self.trainer, stage, in_channels, hook)
+        contract = self.pixel_contract
+        seen, reason = see_pixels(contract, self.trainer, stage, in_channels, hook)
         if stage == 'fit' and seen is not None:
             self.pixels = seen
             for network in (self.student, self.teacher):

@@ -94,6 +94,9 @@ def check_ranges(arguments: Mapping[str, Any]) -> None:
             continue
         if not allowed.holds(value):
             raise ValueError(f'{name}={value} must be {allowed}')
+    lr, least = arguments['lr'], arguments['min_lr']
+    if lr is not None and least > lr:
+        raise ValueError(f'min_lr={least}, the rate at the end, is above lr={lr}')
 
 
 def check_loss_weights(weights: Sequence[float], branches: Mapping[str, bool]) -> None:

@@ -23,12 +23,14 @@ from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader
 
 from .files import EXTENSIONS, SUBDATASET, check_parts, container, is_remote
+from .hdf5 import DRIVERS as HDF5
+from .hdf5 import check_links
 from .references import read_references
 from .stamp import find_archive
 from .timeouts import limits
 
 #: GDAL's drivers of formats that hold pixels and lead nowhere else; a VRT may where its
-#: sources are local files of these formats.
+#: sources are local files of these formats, and HDF5 is looked at for links.
 DRIVERS = (
     *('GTiff', 'COG', 'JP2OpenJPEG', 'JP2KAK', 'JP2ECW', 'JP2MrSID', 'JP2Lura'),
     *('netCDF', 'HDF5', 'HDF5Image', 'Zarr', 'PNG', 'JPEG', 'VRT'),
@@ -81,15 +83,13 @@ def allowed_drivers(path: str, drivers: Sequence[str] = ()) -> list[str]:
         drivers: More drivers than those of the short list.
 
     Returns:
-        Their names. A file with an ending of GeoTIFFs is opened as such only; a VRT
-        that is not a local file cannot be looked at before, so it is none of them.
+        Their names. A file with an ending of GeoTIFFs is opened as such only; a VRT or
+        HDF5 that is not a local file cannot be looked at before, so it is none of them.
     """
     if path.lower().endswith(EXTENSIONS):
         return ['GTiff', *drivers]
-    return [
-        *(name for name in DRIVERS if name != 'VRT' or not is_remote(container(path))),
-        *drivers,
-    ]
+    unseen = ('VRT', *HDF5) if is_remote(container(path)) else ()
+    return [*(name for name in DRIVERS if name not in unseen), *drivers]
 
 
 def check_drivers(drivers: Sequence[str]) -> None:
@@ -117,7 +117,8 @@ def open_allowed(path: str, drivers: Sequence[str] = ()) -> DatasetReader:
     Args:
         path: Raster, as a path or as GDAL names it.
         drivers: More drivers than those of the short list. If VRT is among them, VRTs
-            are opened whatever their sources.
+            are opened whatever their sources; if HDF5 or netCDF is, links in such files
+            are followed.
 
     Returns:
         The open file.
@@ -167,7 +168,7 @@ def check_files(path: str, drivers: tuple[str, ...] = ()) -> str | None:
         return None
     check_regular(local)
     mask = check_side_files(local)
-    if 'VRT' not in drivers and not path.lower().endswith(EXTENSIONS):
+    if not path.lower().endswith(EXTENSIONS):
         check_sources(local, drivers)
     return mask
 
@@ -408,18 +409,23 @@ def _check_metadata(src: DatasetReader, path: str) -> None:
 def check_sources(
     path: str, drivers: tuple[str, ...] = (), above: tuple[str, ...] = ()
 ) -> None:
-    """Refuse a VRT that leads to anything but local files of the short list.
+    """Refuse what leads to anything but local files of the short list.
 
     Args:
-        path: Local file; one that is no VRT passes.
+        path: Local file; one that is no VRT and no HDF5 passes.
         drivers: More drivers than those of the short list.
         above: VRTs that led here.
 
     Raises:
-        OSError: If it is a VRT and one of its sources, or theirs, is something else.
+        OSError: If it is an HDF5 with links to other files, or a VRT and one of its
+            sources, or theirs, is something else.
     """
     if os.path.isdir(path):
         _check_zarr(path)
+        return
+    if not set(HDF5) & set(drivers):
+        check_links(path)
+    if 'VRT' in drivers:
         return
     real = os.path.realpath(path)
     if real in above or len(above) == DEPTH:

@@ -23,7 +23,16 @@ ROOT = Path(__file__).parents[1] / PACKAGE
 ALLOWED = {
     '__init__': {'autoload', 'datamodules', 'moved', 'tasks'},
     'autoload': {'registration'},
-    'callbacks': {'datamodules', 'datasets', 'models', 'rasters', 'runs', 'transforms'},
+    'callbacks': {
+        'datamodules',
+        'datasets',
+        'evaluation',
+        'models',
+        'networks',
+        'rasters',
+        'runs',
+        'transforms',
+    },
     'datamodules': {'datasets', 'rasters', 'samplers'},
     'datasets': {'rasters'},
     'distributed': set(),

@@ -190,7 +190,7 @@ class Candidate:
             Figures by name.
         """
         x = {name: torch.cat(parts) for name, parts in self.pooled.items()}
-        result = {}
+        result: dict[str, float] = {}
         if labels:
             sets = {name: Features(x[name], labels[name]) for name in x}
             held_out = sets.get('val') if part == 'test' else None
@@ -242,7 +242,9 @@ def judge(
         ValueError: If bands or labels do not fit.
     """
     names = ['train', 'val'] if part == 'val' else ['train', 'val', 'test']
-    kind = target_of(next(parts.batches(part, device)), parts.name)[0]
+    first, number = next(parts.batches(part, device))
+    kind = target_of(first, parts.name)[0]
+    patches = len(first['image']) / number
     if not kind:
         if not unlabelled:
             raise ValueError(
@@ -272,24 +274,23 @@ def judge(
     for name in names:
         most = math.ceil(share * counts[name])
         seen = 0
-        for batch in parts.batches(name, device, most):
+        total = math.ceil(most * patches)
+        for batch, _ in parts.batches(name, device, most):
             images = split_dates(batch['image'], in_channels, parts.name)
             target = target_of(batch, parts.name)[1]
             masks = target if kind == 'mask' else None
             if kind == 'class' and target is not None:
                 labels.setdefault(name, []).append(target.cpu())
             for candidate in candidates.values():
-                candidate.note(name, images, masks, most, name == part)
+                candidate.note(name, images, masks, total, name == part)
             if name == part and seen < CORRESPONDING:
-                first = images if images.ndim == 4 else images[:, 0]
-                side = size or min(first.shape[2:])
+                date = images if images.ndim == 4 else images[:, 0]
+                side = size or min(date.shape[2:])
                 weak = Views(side, nn.Identity())
-                views, transforms = weak((first, first))[:2]
+                views, transforms = weak((date, date))[:2]
                 for candidate in candidates.values():
                     candidate.compare(views, transforms, side)
             seen += len(images)
-            if seen >= most:
-                break
     known = {name: torch.cat(each) for name, each in labels.items()}
     return {name: each.figures(part, known) for name, each in candidates.items()}
 
@@ -310,7 +311,7 @@ def split_dates(images: Tensor, in_channels: int, name: str) -> Tensor:
     """
     images = images.float()
     if images.ndim == 4 and images.shape[1] == 2 * in_channels:
-        images = images.unflatten(1, (2, in_channels))
+        images = images.reshape(len(images), 2, in_channels, *images.shape[2:])
     if images.ndim == 5 and images.shape[1] == 1:
         images = images[:, 0]
     dates = images.shape[1] if images.ndim == 5 else 1

@@ -46,7 +46,7 @@ def as_text(rows: Rows) -> str:
     return '\n'.join([head, *lines])
 
 
-def write(rows: Rows, root: Path, command: str) -> Path:
+def write(rows: Rows, root: str | Path, command: str) -> Path:
     """Write a table as CSV and JSON, never over a file.
 
     Args:
@@ -59,7 +59,7 @@ def write(rows: Rows, root: Path, command: str) -> Path:
     """
     number = 0
     while True:
-        folder = root / 'evaluation' / f'{command}-{number}'
+        folder = Path(root) / 'evaluation' / f'{command}-{number}'
         try:
             folder.mkdir(parents=True)
             break

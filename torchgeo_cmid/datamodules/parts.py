@@ -37,6 +37,8 @@ class Parts:
         # what is set up is set in the copy; augmentations are shared
         self.datamodule: Any = copy.copy(datamodule)
         self.datamodule.trainer = None
+        if hasattr(datamodule, 'scenes') and hasattr(datamodule, 'val_sampler'):
+            return  # it is set up once for all stages
         self.datamodule.prepare_data()
         self.datamodule.setup('fit')
         if stage == 'test':
@@ -64,7 +66,7 @@ class Parts:
         dataset = self._dataset(part)
         order: list[Any] = list(range(len(dataset)))
         if hasattr(module, 'patch_size') and hasattr(module, 'train_batch_sampler'):
-            sampler = GriddedPatchSampler(dataset, module.patch_size, module.patch_size)
+            sampler = GriddedPatchSampler(dataset, size=module.patch_size)
             order = list(sampler)
         if not order:
             raise ValueError(f"{self.name} has no image in its part '{part}'")
@@ -96,7 +98,7 @@ class Parts:
 
     def batches(
         self, part: str, device: torch.device, most: int | None = None
-    ) -> Iterator[Any]:
+    ) -> Iterator[tuple[Any, int]]:
         """Read a part as a trainer that validates does.
 
         Args:
@@ -106,7 +108,8 @@ class Parts:
 
         Yields:
             Batches after the data module's own augmentation of the part to validate, or
-            of that to test.
+            of that to test, and the number of images before it: it may cut each into
+            patches.
 
         Raises:
             ValueError: If there is no such part, or its images do not fit in a batch.
@@ -122,13 +125,14 @@ class Parts:
         )
         # not left there: a setup would ask it for more
         for batch in loader:
+            number = len(batch['image'])
             module.trainer = asked
             try:
                 batch = module.transfer_batch_to_device(batch, device, 0)
                 batch = module.on_after_batch_transfer(batch, 0)
             finally:
                 module.trainer = None
-            yield batch
+            yield batch, number
 
     def _dataset(self, part: str) -> Any:
         """The data set of a part."""

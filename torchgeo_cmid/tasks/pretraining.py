@@ -14,9 +14,11 @@ from lightning.pytorch.utilities import rank_zero_info
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
+from torchgeo.datamodules import BaseDataModule
 from torchgeo.datasets.utils import Sample
 from torchgeo.tasks import BaseTask
 
+from ..callbacks.evaluation_table import EvaluationTable
 from ..callbacks.pixel_contract import PixelContract, see_pixels
 from ..distributed import global_mean, global_means, world_size
 from ..metrics import RankMe
@@ -355,7 +357,12 @@ class PretrainingTask(BaseTask):
         inherited: Any = super().configure_callbacks()
         self.interruption = SaveOnSigterm()
         safe = (OneModel(), ResumedEpoch(), self.interruption, KeepFiles())
-        return [*inherited, *safe, DataWait(), CollapseAlarm()]
+        own = [*inherited, *safe, DataWait(), CollapseAlarm()]
+        judged = self.trainer.state.fn in ('validate', 'test')
+        datamodule = getattr(self.trainer, 'datamodule', None)
+        if judged and isinstance(datamodule, BaseDataModule):  # its parts are known
+            own.append(EvaluationTable())
+        return own
 
     def setup(self, stage: str) -> None:
         """Compare the bands of the data module with those of the model.

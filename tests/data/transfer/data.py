@@ -46,58 +46,58 @@ def eurosat(root: Path) -> None:
         (root / name.replace('eurosat-', 'eurosat-100-')).rename(root / name)
 
 
-def _folders(root: Path, folder: str, suffix: str, lists: str) -> None:
+def _folders(root: Path, folder: str, suffix: str, lists: str, number: int = 1) -> None:
     """Images in folders of classes, and lists of splits."""
     names: dict[str, list[str]] = {split: [] for split in SPLITS}
     for label in range(2):  # of the real 21 or 45 classes
-        for i, split in enumerate(SPLITS):
+        for i, split in enumerate(SPLITS * number):
             name = f'class{label:02}_{i}{suffix}'
-            _write_image(root / folder / f'class{label:02}' / name, seed=label)
+            _write_image(root / folder / f'class{label:02}' / name, seed=label + 7 * i)
             names[split].append(name)
     for split in SPLITS:
         (root / lists.format(split)).write_text('\n'.join(names[split]) + '\n')
 
 
-def ucmerced(root: Path) -> None:
+def ucmerced(root: Path, number: int = 1) -> None:
     """TIFFs in folders of classes, and lists of splits."""
-    _folders(root, UCMerced.base_dir, '.tif', 'uc_merced-{}.txt')
+    _folders(root, UCMerced.base_dir, '.tif', 'uc_merced-{}.txt', number)
 
 
-def resisc45(root: Path) -> None:
+def resisc45(root: Path, number: int = 1) -> None:
     """JPEGs in folders of classes, and lists of splits."""
-    _folders(root, 'NWPU-RESISC45', '.jpg', 'resisc45-{}.txt')
+    _folders(root, 'NWPU-RESISC45', '.jpg', 'resisc45-{}.txt', number)
 
 
-def potsdam(root: Path) -> None:
+def potsdam(root: Path, size: int = 64) -> None:
     """Tiles of 4 bands, and labels by colours."""
     for split in ('train', 'test'):
         for seed, name in enumerate(Potsdam2D.splits[split][:5]):
             tile = root / Potsdam2D.image_root / f'{name}_RGBIR.tif'
-            write_scene(tile, bands=4, size=64, dtype='uint8', seed=seed)
-            _write_labels(root / f'{name}_label.tif', Potsdam2D.colormap)
+            write_scene(tile, bands=4, size=size, dtype='uint8', seed=seed)
+            _write_labels(root / f'{name}_label.tif', Potsdam2D.colormap, size)
 
 
-def vaihingen(root: Path) -> None:
+def vaihingen(root: Path, size: int = 64) -> None:
     """Tiles of 3 bands, and labels by colours."""
     for split in ('train', 'test'):
         for seed, name in enumerate(Vaihingen2D.splits[split][:5]):
             tile = root / Vaihingen2D.image_root / name
-            write_scene(tile, bands=3, size=64, dtype='uint8', seed=seed)
-            _write_labels(root / name, Vaihingen2D.colormap)
+            write_scene(tile, bands=3, size=size, dtype='uint8', seed=seed)
+            _write_labels(root / name, Vaihingen2D.colormap, size)
 
 
-def levircd(root: Path) -> None:
+def levircd(root: Path, size: int = 64) -> None:
     """Pairs of PNGs, and masks."""
     first, second, label = LEVIRCD.directories
     for split in SPLITS:
         for i in range(2):
             name = f'{split}_{i}.png'
-            _write_image(root / first / name, seed=i)
-            _write_image(root / second / name, seed=i + 10)
-            _write_mask(root / label / name, seed=i)
+            _write_image(root / first / name, size, seed=i)
+            _write_image(root / second / name, size, seed=i + 10)
+            _write_mask(root / label / name, size, seed=i)
 
 
-def oscd(root: Path) -> None:
+def oscd(root: Path, size: int = 64) -> None:
     """13 bands as a file each for two dates, masks and dates."""
     name = 'Onera Satellite Change Detection dataset - {}'
     for split, number in (('Train', 5), ('Test', 2)):
@@ -109,13 +109,13 @@ def oscd(root: Path) -> None:
                     write_scene(
                         images / f'imgs_{date}_rect' / f'{band}.tif',
                         bands=1,
-                        size=64,
+                        size=size,
                         dtype='uint16',
                         seed=100 * date + seed,
                     )
             (images / 'dates.txt').write_text('date_1: 20160101\ndate_2: 20180101\n')
             _write_mask(
-                root / name.format(f'{split} Labels') / region / 'cm' / 'cm.png'
+                root / name.format(f'{split} Labels') / region / 'cm' / 'cm.png', size
             )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
+from torchgeo.datasets import Sentinel2
 
 from tests.data.geotiff.data import write_scene
 from torchgeo_cmid.datasets import Patch, Scenes
@@ -176,3 +177,42 @@ class TestPattern:
         pattern = 'x{99999999999999999999}(?P<band>a)'
         with pytest.raises(ValueError, match='is no regular expression'):
             Scenes(tmp_path, filename_regex=pattern)
+
+
+class TestResolutionInTheName:
+    STOCK = Sentinel2.filename_regex.format(r'\d{2}m')
+    DATE = '%Y%m%dT%H%M%S'
+
+    @pytest.mark.parametrize('folders', [False, True])
+    def test_pattern_of_torchgeo(self, folders: bool, tmp_path: Path) -> None:
+        files = {}
+        for i, (band, res) in enumerate([('B02', 10), ('B02', 20), ('B05', 20)]):
+            home = tmp_path / f'IMG_DATA/R{res}m' if folders else tmp_path
+            name = f'T33TVM_20220414T110747_{band}_{res}m.tif'
+            size = 640 // res
+            files[band, res] = home / name
+            write_scene(home / name, bands=1, seed=i, res=res, size=size)
+        dataset = Scenes(
+            tmp_path, ['B05', 'B02'], filename_regex=self.STOCK, date_format=self.DATE
+        )
+        (scene,) = dataset.scenes
+        assert [source.path for source in scene.sources] == [
+            str(files['B05', 20]),
+            str(files['B02', 10]),
+        ]
+        assert (scene.transform.a, scene.height) == (10, 64)
+        image = dataset[Patch(0, 0, 0, 64)]['image']
+        with rasterio.open(files['B02', 10]) as file:
+            np.testing.assert_array_equal(image[1], file.read(1))
+        with rasterio.open(files['B05', 20]) as file:
+            coarse = file.read(1).repeat(2, axis=0).repeat(2, axis=1)
+        np.testing.assert_array_equal(image[0], coarse)
+
+    def test_dates_stay_apart(self, tmp_path: Path) -> None:
+        write(
+            tmp_path,
+            'T33TVM_20220414T110747_B02_10m.tif',
+            'T33TVM_20220417T110747_B02_10m.tif',
+        )
+        dataset = Scenes(tmp_path, filename_regex=self.STOCK, date_format=self.DATE)
+        assert len(dataset) == 2

@@ -43,7 +43,10 @@ def group_by_band(files: list[str], filename_regex: str) -> list[str | dict[str,
     """Put the files that hold one band each of the same scene together.
 
     The files of a scene lie in one folder and differ in the group ``band`` of their
-    names alone, as :class:`~torchgeo.datasets.RasterDataset` has it.
+    names alone, as :class:`~torchgeo.datasets.RasterDataset` has it. Where there is a
+    group ``resolution``, as in the pattern of :class:`~torchgeo.datasets.Sentinel2`,
+    they may differ in that too, and in a folder ``R10m``, ``R20m`` or ``R60m``; of a
+    band in several resolutions the finest is taken.
 
     Args:
         files: Files, sorted.
@@ -80,6 +83,7 @@ def group_by_band(files: list[str], filename_regex: str) -> list[str | dict[str,
             )
 
     scenes: dict[tuple[str, str], str | dict[str, str]] = {}
+    finest: dict[tuple[str, str, str], tuple[int, str]] = {}
     for file in files:
         folder, _, name = file.rpartition('/')
         match = regex.match(name)
@@ -88,9 +92,22 @@ def group_by_band(files: list[str], filename_regex: str) -> list[str | dict[str,
         if match.groupdict().get('band') is None:
             scenes[folder, name] = file
             continue
-        rest = f'{name[: match.start("band")]}*{name[match.end("band") :]}'
+        spans = [match.span('band')]
+        resolution = match.groupdict().get('resolution')
+        if resolution is not None:
+            spans.append(match.span('resolution'))
+            folder = RESOLUTION.sub('R*', f'{folder}/')
+        rest = name
+        for start, end in sorted(spans, reverse=True):
+            rest = f'{rest[:start]}*{rest[end:]}'
         bands = scenes.setdefault((folder, rest), {})
         assert isinstance(bands, dict)  # no file name holds the key of another
+        if resolution is not None:
+            digits = re.search(r'\d+', resolution)
+            length = int(digits[0]) if digits else 0, resolution
+            if finest.setdefault((folder, rest, match['band']), length) < length:
+                continue
+            finest[folder, rest, match['band']] = length
         bands[match['band']] = file
     if not scenes:
         raise FileNotFoundError(

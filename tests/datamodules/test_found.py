@@ -83,3 +83,13 @@ def test_least(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert said[2] == (
         'dates: not known, a filename_regex with a group date takes them from names'
     )
+
+
+def test_number_of_patches(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Regression: those of a last batch that is not whole were counted."""
+    write(tmp_path / 'a.tif', 5e5, 10, 100, 'EPSG:32633')
+    datamodule = make(paths=str(tmp_path), mean=[1, 1], std=[1, 1], length=7)
+    said = said_of(caplog, datamodule)
+    given = sum(len(batch['image']) for batch in datamodule.train_dataloader())
+    assert given < 7
+    assert said[3].startswith(f'patches: {given} an epoch')

@@ -5,7 +5,9 @@
 
 import inspect
 import json
+import math
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from torchgeo.datasets.utils import Sample
 
 from tests.data.geotiff.data import ORIGIN, generate, write_scene
 from torchgeo_cmid.datamodules import OlindaDataModule, RasterFolderDataModule
+from torchgeo_cmid.datamodules.raster_folder import RANGES
 from torchgeo_cmid.datasets import Scenes, Sensor, decode_crs
 
 
@@ -360,10 +363,35 @@ class TestArguments:
         module.setup('validate')
         assert module.train_sampler is sampler
 
-    @pytest.mark.parametrize('argument', ['patch_size', 'batch_size'])
-    def test_not_positive(self, scenes: Path, argument: str) -> None:
-        with pytest.raises(ValueError, match=f'{argument}=0 must be at least 1'):
-            data_module(scenes, **{argument: 0})
+    @pytest.mark.parametrize(
+        ('argument', 'value'),
+        [
+            ('patch_size', 0),
+            ('patch_size', 31.5),
+            ('patch_size', (32, 32)),
+            ('length', 0),
+            ('length', 2.5),
+            ('batch_size', 0),
+            ('batch_size', True),
+            ('num_workers', -1),
+            ('val_split', 1),
+            ('val_split', math.nan),
+            ('split_seed', -1),
+            ('min_valid', 1.1),
+            ('min_valid', math.nan),
+            ('dates', 0),
+            ('dates', 3),
+            ('dates', 1.5),
+            ('unit', 0),
+            ('unit', math.inf),
+            ('val_length', 0),
+        ],
+    )
+    def test_out_of_range(self, argument: str, value: Any) -> None:
+        """When it is made: with a set-up of hours an error there comes late."""
+        text = re.escape(f'{argument}={value} must be {RANGES[argument]}')
+        with pytest.raises(ValueError, match=text):
+            RasterFolderDataModule('nowhere', **{argument: value})
 
     def test_patch_larger_than_every_scene(self, scenes: Path) -> None:
         message = r'patch_size=65 is larger than every scene.*scene_0.tif with 96 x 64'
@@ -477,7 +505,7 @@ class TestUnit:
 
     @pytest.mark.parametrize('unit', [0.0, -1.0, float('inf'), float('nan')])
     def test_out_of_range(self, tmp_path: Path, unit: float) -> None:
-        with pytest.raises(ValueError, match=f'unit={unit} must be more than 0'):
+        with pytest.raises(ValueError, match=f'unit={unit} must be a finite number'):
             data_module(tmp_path, unit=unit)
 
     def test_with_a_cache(self, tmp_path: Path) -> None:

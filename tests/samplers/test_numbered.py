@@ -110,7 +110,9 @@ class TestValidationLength:
 
     def test_out_of_range(self, tmp_path: Path) -> None:
         generate(tmp_path, 1)
-        with pytest.raises(ValueError, match='val_length=0 must be at least 1'):
+        with pytest.raises(
+            ValueError, match='val_length=0 must be a whole number, at least 1'
+        ):
             data_module(tmp_path, val_length=0)
 
     def test_at_least_one(self, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 
 """A data module for a folder of GeoTIFFs."""
 
-import math
 import os
 from collections.abc import Callable
 from dataclasses import asdict
@@ -19,6 +18,7 @@ from torchgeo.datasets.utils import Sample
 
 from ..datasets import Scenes, Sensor, split_by_area
 from ..datasets.batch import stack_patches
+from ..numeric_range import Range
 from ..rasters.cache import BlockCache
 from ..rasters.raster import close_rasters
 from ..rasters.scene import EQUAL_AREA
@@ -33,6 +33,23 @@ from .statistics import Normalization
 
 #: Seconds after which processes that wait for the first are told to go on waiting.
 WAIT = 60
+
+
+_COUNT = Range(1, whole=True)
+
+#: Argument -> its range.
+RANGES = {
+    'patch_size': _COUNT,
+    'length': _COUNT,
+    'batch_size': _COUNT,
+    'num_workers': Range(0, whole=True),
+    'val_split': Range(0, 1, with_high=False),
+    'split_seed': Range(0, whole=True),
+    'min_valid': Range(0, 1),
+    'dates': Range(1, 2, whole=True),
+    'unit': Range(0, with_low=False),
+    'val_length': _COUNT,
+}
 
 
 class RasterFolderDataModule(BaseDataModule):
@@ -150,16 +167,23 @@ class RasterFolderDataModule(BaseDataModule):
         )
         if (mean is None) != (std is None):
             raise ValueError('mean and std go together: give both or neither')
-        for name, value in {'patch_size': patch_size, 'batch_size': batch_size}.items():
-            if value < 1:
-                raise ValueError(f'{name}={value} must be at least 1')
-        if num_workers < 0:
-            raise ValueError(f'num_workers={num_workers} must be at least 0')
-        if unit is not None and not 0 < unit < math.inf:
-            raise ValueError(f'unit={unit} must be more than 0, and finite')
+        given = {
+            'patch_size': patch_size,
+            'length': length,
+            'batch_size': batch_size,
+            'num_workers': num_workers,
+            'val_split': val_split,
+            'split_seed': split_seed,
+            'min_valid': min_valid,
+            'dates': dates,
+            'unit': unit,
+            'val_length': val_length,
+        }
+        for name, value in given.items():
+            left_open = value is None and name in ('length', 'unit', 'val_length')
+            if not left_open and not RANGES[name].holds(value):
+                raise ValueError(f'{name}={value} must be {RANGES[name]}')
         self.patch_size = patch_size
-        if val_length is not None and val_length < 1:
-            raise ValueError(f'val_length={val_length} must be at least 1')
         self.length = length
         self.val_length = val_length
         self.val_split = val_split
@@ -263,8 +287,9 @@ class RasterFolderDataModule(BaseDataModule):
         self.dataset = self.scenes
         for line in describe(self.scenes, area):
             rank_zero_info(line)
+        step = world_size * self.batch_size
         rank_zero_info(
-            f'patches: {length} an epoch of {size} x {size} pixels, '
+            f'patches: {length // step * step} an epoch of {size} x {size} pixels, '
             f'{len(self.val_sampler)} on {self.val_split:.0%} of the ground to validate'
             + (', in pairs of dates' if self.dates == 2 else '')
         )

@@ -7,7 +7,7 @@ TorchGeo's command line finds a task or a data module by its class name, among t
 subclasses of ``BaseTask`` and ``BaseDataModule`` that have been imported: there it is
 enough to import ours. Models and weights go into the tables of TorchGeo, timm and smp,
 and functions that refuse them, or must know of pixels, are wrapped: seven of TorchGeo,
-three of Lightning and its parser, one of kornia, one of smp.
+four of Lightning and its parser, one of kornia, one of smp.
 """
 
 import difflib
@@ -95,6 +95,7 @@ def _register_tasks() -> None:
         _wrap_in_subclasses(wrapper, BaseTask)
     _wrap(_parse_arguments, LightningCLI, name='parse_arguments')
     _wrap(_parse_ckpt_path, LightningCLI, name='_parse_ckpt_path')
+    _wrap(_set_optimizer, LightningCLI, name=_SET_OPTIMIZER)
     _wrap(_extra_help, ActionTypeHint)
     loader = get_loader('yaml')
     if not hasattr(loader, 'guarded_by_torchgeo_cmid'):
@@ -107,6 +108,10 @@ HOSTS: dict[str, Callable[[], None]] = {
     'torchgeo.datamodules': _register_datamodules,
     'torchgeo.tasks': _register_tasks,
 }
+
+
+#: Lightning's own, by which the command gives a task an optimizer.
+_SET_OPTIMIZER = '_add_configure_optimizers_method_to_model'
 
 
 def _wrap(wrapper: Callable[..., Any], *modules: Any, name: str = '') -> None:
@@ -330,6 +335,22 @@ def _parse_arguments(
     """Keep what was given, to tell it from what are defaults."""
     self.given_to_torchgeo_cmid = args  # type: ignore[attr-defined]
     original(self, parser, args)
+
+
+def _set_optimizer(
+    original: Callable[..., None], self: 'LightningCLI', subcommand: str | None
+) -> None:
+    """Refuse a schedule without an optimizer, which Lightning ignores."""
+    from .tasks.pretraining import PretrainingTask
+
+    given = self.config[subcommand] if subcommand else self.config
+    alone = given.get('lr_scheduler') and not given.get('optimizer')
+    if alone and isinstance(self.model, PretrainingTask):
+        raise ValueError(
+            '--lr_scheduler goes with --optimizer: give --optimizer AdamW, or another, '
+            'too; or neither, and the task has its own warm-up and cosine'
+        )
+    original(self, subcommand)
 
 
 def _extra_help(original: Callable[..., str], self: Any) -> str:

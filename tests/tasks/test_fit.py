@@ -582,6 +582,11 @@ def test_steps_without_lightning_cli() -> None:
 
 
 class TestGivenOptimizer:
+    def test_schedule_alone(self, scenes: Path) -> None:
+        """Regression: it was ignored without a word."""
+        with pytest.raises(ValueError, match='--lr_scheduler goes with --optimizer'):
+            fit_scenes(scenes, '--lr_scheduler=StepLR', '--lr_scheduler.step_size=1')
+
     """Regression: the teacher stayed at its random weights, momentum 1 throughout."""
 
     @pytest.mark.parametrize(

@@ -160,6 +160,20 @@ class TestApart:
         assert not said
 
 
+class TestIncomplete:
+    @pytest.mark.parametrize(
+        'other', ['S_20200201_B2.tif', 'S_20200301_RGB.tif', 'a_VAA.tif']
+    )
+    def test_file_that_stands_alone(self, tmp_path: Path, other: str) -> None:
+        """Regression: it was said to lack the very band that it holds."""
+        write(tmp_path, 'S_20200101_B2.tif', 'S_20200101_B3.tif', other)
+        message = rf"{other} stands alone .* some of \['B2', 'B3'\] of its scene"
+        with pytest.raises(ValueError, match=message):
+            Scenes(tmp_path)
+        with pytest.warns(UserWarning, match='bad scenes are skipped'):
+            assert len(Scenes(tmp_path, skip_bad_files=True).scenes) == 1
+
+
 class TestPattern:
     @pytest.mark.parametrize('pattern', [r'(\w+)+(?P<band>X)', r'(?P<band>(a|a)*)\.$'])
     def test_that_does_not_end(

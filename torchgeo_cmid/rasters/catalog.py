@@ -89,6 +89,14 @@ class Catalog:
                         self.guessed.append(files)
                 except (OSError, ValueError) as error:
                     if not self.skip_bad_files:
+                        if self.guessed and isinstance(files, str):
+                            raise ValueError(
+                                f'{path} stands alone beside scenes of one file a '
+                                f'band: some of {list(bands or ())} of its scene are '
+                                'missing, or it is something else. Leave it out of '
+                                'paths, pass skip_bad_files=True, give filename_regex, '
+                                f'or bands=[1] to take each file for a scene ({error})'
+                            ) from error
                         raise
                     self.skipped[path] = str(error)
         finally:  # where one file stops the run, the next has not to look at all again

@@ -25,6 +25,11 @@ def export(*args: Any, **kwargs: Any) -> None:
     print(f'wrote {output}')
     for name, value in facts.items():
         print(f'  {name}: {json.loads(value)}')
+    model, bands = (json.loads(facts[name]) for name in ('model', 'in_channels'))
+    print(
+        f'fine-tune it: torchgeo fit --model Classification --model.model {model} '
+        f'--model.in_channels {bands} --model.weights {output} --data ...'
+    )
 
 
 if __name__ == '__main__':

@@ -94,7 +94,10 @@ class TestExport:
     def test_command(self, checkpoint: Path, tmp_path: Path) -> None:
         output = tmp_path / 'backbone.safetensors'
         command = ['-m', 'torchgeo_cmid.export', checkpoint, output]
-        subprocess.run([sys.executable, *command, '--network=teacher'], check=True)
+        command = [sys.executable, *command, '--network=teacher']
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        assert done.stdout.startswith(f'wrote {output}\n')
+        assert f'--model.weights {output}' in done.stdout.splitlines()[-1]
         assert facts(output)['network'] == 'teacher'
 
     @pytest.mark.parametrize('model', ['cmid_resnet50', 'cmid_swin_b'])

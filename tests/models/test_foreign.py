@@ -12,7 +12,7 @@ import timm
 import torch
 from torch import Tensor
 from torchgeo.models import get_model
-from torchgeo.tasks import BYOL, MoCo, SimCLR
+from torchgeo.tasks import BYOL, MAE, MoCo, SimCLR
 
 from torchgeo_cmid import CMID
 from torchgeo_cmid.models.loading import load_strictly, read_backbone
@@ -93,6 +93,27 @@ def test_tasks_of_torchgeo(task: Any, home: str, tmp_path: Path) -> None:
     expected = source.get_submodule(home).state_dict()
     for name, tensor in own.student.backbone.state_dict().items():
         assert torch.equal(tensor, expected[name])
+
+
+def test_masked_autoencoder_of_torchgeo(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its encoder is taken, its decoder left out, and that is said."""
+    arguments = {'model': 'test_vit', 'size': 160}
+    source = MAE(**arguments, decoder_dim=64, decoder_num_heads=2)
+    path = tmp_path / 'mae.ckpt'
+    content = {'state_dict': source.state_dict(), 'hyper_parameters': arguments}
+    torch.save(content, path)
+    with caplog.at_level('INFO'):
+        own = CMID(**arguments, in_channels=3, queue_size=16, weights=str(path))
+    expected = source.backbone.vit.state_dict()
+    found = own.student.backbone.state_dict()
+    assert found.keys() & expected.keys() >= found.keys() - {'mask_token'}
+    for name, tensor in found.items():
+        assert torch.equal(tensor, expected[name]), name
+    said = [r.getMessage() for r in caplog.records if 'left out' in r.getMessage()]
+    assert len(said) == 1
+    assert 'decoder' in said[0]
 
 
 @pytest.mark.parametrize('decoder', [smp.Unet, smp.UPerNet, smp.FPN])

@@ -211,6 +211,40 @@ class TestRasterFolder:
         with pytest.raises(ValueError, match=f'--trainer.precision {mixed}'):
             fit_scenes(scenes, f'--trainer.precision={precision}')
 
+    @pytest.mark.parametrize(
+        ('flags', 'expected'),
+        [
+            (['val_length=3'], 3),
+            (['length=8'], 2),
+            (['length=4'], 1),
+            (['length=8', 'val_length=1'], 1),
+        ],
+    )
+    def test_fewer_patches_to_validate(
+        self,
+        scenes: Path,
+        flags: list[str],
+        expected: int,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        """As many as are asked for, or as small a share as is trained on."""
+        seen: list[int] = []
+        count = CMID.validation_step
+
+        def spy(self: CMID, batch: Any, *args: Any) -> None:
+            if not self.trainer.sanity_checking:
+                seen.append(len(batch['image']))
+            count(self, batch, *args)
+
+        with pytest.MonkeyPatch.context() as patch, caplog.at_level('INFO'):
+            patch.setattr(CMID, 'validation_step', spy)
+            flags = [f'--data.init_args.{flag}' for flag in flags]
+            fit_scenes(scenes, '--trainer.max_epochs=1', *flags)
+        assert f', {sum(seen)} on 30% of the ground' in ' '.join(
+            record.getMessage() for record in caplog.records
+        )
+        assert sum(seen) == expected
+
     def test_rules(self, scenes: Path, caplog: pytest.LogCaptureFixture) -> None:
         """What is left open follows from four steps, and is said with its reason."""
         with caplog.at_level('INFO'):

@@ -111,7 +111,10 @@ class Scenes(GeoDataset):
                 changes on a local disk, by size or time of change, is looked at and
                 decoded anew (the old blocks stay); other paths are told apart by their
                 names alone, so delete the folder when such data changes. It holds
-                GeoTIFF and JPEG 2000; other formats are read as without.
+                GeoTIFF and JPEG 2000; other formats are read as without. Runs may share
+                it at the same time, each block has its name when it is whole; on a
+                network file system that holds as far as renaming is atomic there, and
+                was not tried.
             drivers: GDAL's drivers that may open files, besides those of GeoTIFF, JPEG
                 2000, netCDF, HDF5, Zarr, PNG, JPEG and VRTs of local files in these
                 formats; with ``VRT`` they may lead anywhere.

@@ -40,9 +40,14 @@ class RankMe(Metric):
     products: Tensor
     number: Tensor
 
-    def __init__(self) -> None:
-        """Initialize a new RankMe instance."""
-        super().__init__()
+    def __init__(self, sync_on_compute: bool = True) -> None:
+        """Initialize a new RankMe instance.
+
+        Args:
+            sync_on_compute: Whether the embeddings of all processes count; all must
+                then compute.
+        """
+        super().__init__(sync_on_compute=sync_on_compute)
         # X^T X, (D, D), once there are embeddings
         self.add_state('products', default=torch.zeros(()), dist_reduce_fx='sum')
         self.add_state('number', default=torch.zeros(()).long(), dist_reduce_fx='sum')

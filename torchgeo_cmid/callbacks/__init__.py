@@ -3,7 +3,8 @@
 
 """What serves a run or is shown of it, and is no part of a task."""
 
+from .evaluation import Evaluation
 from .pixel_contract import PixelContract
 from .report import PretrainingReport
 
-__all__ = ('PixelContract', 'PretrainingReport')
+__all__ = ('Evaluation', 'PixelContract', 'PretrainingReport')

@@ -315,6 +315,8 @@ def mean_iou(ignore_index: int | None = None) -> MulticlassJaccardIndex:
         ignore_index: Class of the pixels that do not count.
 
     Returns:
-        The metric, of found and true masks, (B, H, W) each.
+        The metric, of found and true masks, (B, H, W) each, of this process alone.
     """
-    return MulticlassJaccardIndex(MOST_CLASSES, ignore_index=ignore_index)
+    return MulticlassJaccardIndex(
+        MOST_CLASSES, ignore_index=ignore_index, sync_on_compute=False
+    )

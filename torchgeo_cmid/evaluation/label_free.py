@@ -104,7 +104,7 @@ def effective_rank(features: Tensor) -> Tensor:
     Returns:
         The rank, (), between 1 and min(N, D).
     """
-    metric = RankMe().to(features.device)
+    metric = RankMe(sync_on_compute=False).to(features.device)
     # a matrix has the rank of its transpose: the shorter side is the cheaper one
     metric.update(features if features.shape[0] > features.shape[1] else features.mT)
     return metric.compute()

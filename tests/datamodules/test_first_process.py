@@ -17,7 +17,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from tests.data.geotiff.data import generate
-from torchgeo_cmid.datamodules import RasterFolderDataModule, raster_folder
+from torchgeo_cmid.datamodules import RasterFolderDataModule
+from torchgeo_cmid.datamodules import folder as base
 from torchgeo_cmid.datasets import Scenes
 from torchgeo_cmid.rasters import raster, scene
 from torchgeo_cmid.rasters.source import Source
@@ -52,7 +53,7 @@ def set_up(rank: int, folder: Path, arguments: dict[str, Any]) -> dict[str, Any]
     patch.setattr(Source, 'valid', counted('searched', Source.valid))
     slow = arguments.pop('slow', 0)
     if slow:  # longer than the first process keeps the others waiting at a time
-        patch.setattr(raster_folder, 'WAIT', slow / 10)
+        patch.setattr(base, 'WAIT', slow / 10)
         make = Scenes.__init__
 
         def late(*args: Any, **kwargs: Any) -> None:

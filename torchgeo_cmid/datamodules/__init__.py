@@ -3,7 +3,8 @@
 
 """Data modules that TorchGeo lacks."""
 
+from .image_folder import ImageFolderDataModule
 from .olinda import OlindaDataModule
 from .raster_folder import RasterFolderDataModule
 
-__all__ = ('OlindaDataModule', 'RasterFolderDataModule')
+__all__ = ('ImageFolderDataModule', 'OlindaDataModule', 'RasterFolderDataModule')

@@ -9,7 +9,7 @@ from typing import Any
 from torch.utils.data import DataLoader
 from torchgeo.datasets.utils import Sample
 
-from ..samplers import RandomScenePatchSampler
+from ..samplers import RandomImageSampler, RandomScenePatchSampler
 
 
 class ResumableDataLoader(DataLoader[Sample]):
@@ -25,7 +25,7 @@ class ResumableDataLoader(DataLoader[Sample]):
 
         Args:
             *args: As of :class:`torch.utils.data.DataLoader`.
-            **kwargs: The same; *sampler* is a RandomScenePatchSampler.
+            **kwargs: The same; *sampler* is one of ours that draws at random.
         """
         super().__init__(*args, **kwargs)
         self._place = {'epoch': 0, 'batches': 0}
@@ -36,7 +36,7 @@ class ResumableDataLoader(DataLoader[Sample]):
         Yields:
             Batches.
         """
-        if not isinstance(self.sampler, RandomScenePatchSampler):
+        if not isinstance(self.sampler, RandomScenePatchSampler | RandomImageSampler):
             yield from super().__iter__()  # another one was put in its place
             return
         epoch, place = self.sampler.epoch, self._place

@@ -4,35 +4,29 @@
 """A data module for a folder of GeoTIFFs."""
 
 import os
-from collections.abc import Callable
 from dataclasses import asdict
-from threading import Thread
 from typing import Any
 
 import kornia.augmentation as K
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
-from torchgeo.datamodules import BaseDataModule
 from torchgeo.datasets.utils import Sample
 
 from ..datasets import Scenes, Sensor, split_by_area
 from ..datasets.batch import stack_patches
 from ..numeric_range import Range
 from ..rasters.cache import BlockCache
-from ..rasters.raster import close_rasters
 from ..rasters.scene import EQUAL_AREA
 from ..samplers import (
     GriddedScenePatchSampler,
     NumberedPatches,
     RandomScenePatchSampler,
 )
+from .folder import FolderDataModule
 from .found import describe
 from .loader import ResumableDataLoader
 from .statistics import Normalization
-
-#: Seconds after which processes that wait for the first are told to go on waiting.
-WAIT = 60
 
 
 _COUNT = Range(1, whole=True)
@@ -52,7 +46,7 @@ RANGES = {
 }
 
 
-class RasterFolderDataModule(BaseDataModule):
+class RasterFolderDataModule(FolderDataModule):
     """Patches of a folder of GeoTIFFs, for self-supervised learning.
 
     Training patches are drawn at random over all scenes, validation patches lie on a
@@ -408,45 +402,3 @@ class RasterFolderDataModule(BaseDataModule):
         self.aug = K.AugmentationSequential(
             K.Normalize(mean=mean, std=std), data_keys=None, keepdim=True
         )
-
-    @property
-    def _is_first(self) -> bool:
-        """This is the first of all processes, or the only one."""
-        return not self.trainer or self.trainer.is_global_zero
-
-    def _from_first[T](self, make: Callable[[], T]) -> T:
-        """Have the first process make something, and give every one what it made.
-
-        It may take hours, and a message between processes minutes at most: so it is
-        made in a thread, while the others are told to wait. An error is everybody's,
-        for they would wait for ever.
-        """
-        if not self.trainer or self.trainer.world_size == 1:
-            return make()
-        made: list[T] = []
-        errors: list[Exception] = []
-
-        def work() -> None:
-            try:
-                made.append(make())
-            except Exception as error:
-                errors.append(error)
-            finally:
-                close_rasters()  # files are open for the thread that opened them
-
-        thread = Thread(target=work if self._is_first else lambda: None, daemon=True)
-        thread.start()
-        thread.join(WAIT)
-        while self._broadcast(thread.is_alive()):
-            thread.join(WAIT)
-        error = self._broadcast(str(errors[0]) if errors else None)
-        if errors:
-            raise errors[0]
-        if error is not None:
-            raise RuntimeError(f'the first process failed: {error}')
-        result: T = self._broadcast(made[0] if made else None)
-        return result
-
-    def _broadcast(self, value: Any) -> Any:
-        """Give every process the first one's value."""
-        return self.trainer.strategy.broadcast(value) if self.trainer else value

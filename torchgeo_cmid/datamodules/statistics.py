@@ -9,14 +9,15 @@ import os
 import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from tqdm import tqdm
 
-from ..datasets import Patch, PatchPair, Scenes
+from ..datasets import Scenes
+from ..datasets.images import PlainImages
 
 
 @dataclass(frozen=True)
@@ -49,14 +50,14 @@ class Normalization:
             raise ValueError(f'std={list(self.std)}: every value must be positive')
 
     @classmethod
-    def estimate(cls, dataset: Scenes, patches: Collection[Patch | PatchPair]) -> Self:
+    def estimate(cls, dataset: Scenes | PlainImages, patches: Collection[Any]) -> Self:
         """Estimate from the valid pixels of patches.
 
         A band that is constant is given a standard deviation of 1, with a warning: it
         becomes 0 everywhere and is neither blown up nor lost.
 
         Args:
-            dataset: Scenes to read from.
+            dataset: Scenes or images to read from.
             patches: Patches or pairs to read, with a length.
 
         Returns:

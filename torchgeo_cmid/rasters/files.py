@@ -132,7 +132,10 @@ def find_files(paths: Path | Iterable[Path]) -> list[str]:
             hint = f'there is no {inside!r}'
         elif os.path.isdir(path):
             found = list(_walk(path))
-            hint = f'the folder holds no {" or ".join(EXTENSIONS)} file'
+            hint = (
+                f'the folder holds no {" or ".join(EXTENSIONS)} file; images without '
+                'a georeference are for ImageFolderDataModule'
+            )
         elif glob.has_magic(path) and not os.path.lexists(path):
             found = [f for f in _glob(path) if not os.path.isdir(f) or is_zarr(f)]
             hint = 'the glob matches no file'

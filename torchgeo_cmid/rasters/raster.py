@@ -328,7 +328,10 @@ def _say_where_to_lay_it(src: DatasetReader, path: str) -> str:
             f"lay it on a grid with gdalwarp -rpc {target} '{path}' out.tif"
         )
     lacking = 'coordinate reference system' if src.crs is None else 'geotransform'
-    return f'{path}: no {lacking}; georeference the file, for example with gdal_edit'
+    return (
+        f'{path}: no {lacking}; georeference the file, for example with gdal_edit, or '
+        'use ImageFolderDataModule, which needs none'
+    )
 
 
 # Handles that outlive the modules they need complain when the interpreter ends.

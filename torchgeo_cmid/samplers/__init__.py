@@ -5,5 +5,11 @@
 
 from .numbered import NumberedPatches
 from .patches import GriddedScenePatchSampler, RandomScenePatchSampler
+from .shuffled import RandomImageSampler
 
-__all__ = ('GriddedScenePatchSampler', 'NumberedPatches', 'RandomScenePatchSampler')
+__all__ = (
+    'GriddedScenePatchSampler',
+    'NumberedPatches',
+    'RandomImageSampler',
+    'RandomScenePatchSampler',
+)

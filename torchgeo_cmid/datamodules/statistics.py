@@ -95,7 +95,7 @@ class Normalization:
         std = np.sqrt(deviation / count)
         constant = std == 0
         if constant.any():
-            names = [dataset.bands[i] for i in np.flatnonzero(constant)]
+            names = [dataset.bands[int(i)] for i in np.flatnonzero(constant)]
             warnings.warn(
                 f'bands {names} are constant in the training patches: they are '
                 'normalised to 0; leave them out with bands if that is not wanted',

@@ -107,7 +107,9 @@ def _walk(root: str, inside: str, seen: set[str]) -> Iterator[tuple[str, list[by
     if real in seen:
         return
     seen.add(real)
-    names, links, subfolders = [], [], []
+    names: list[str] = []
+    links: list[str] = []
+    subfolders: list[str] = []
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith('.'):

@@ -30,7 +30,7 @@ SETTINGS = {
     'GDAL_ERROR_ON_LIBJPEG_WARNING': 'YES',
 }
 
-Read = tuple[np.ndarray, np.ndarray, tuple[int, int, int]]  # type: ignore[type-arg]
+Read = tuple[np.ndarray, np.ndarray, tuple[int, int, int]]
 
 
 def read_image(path: str, down: float, across: float, size: int) -> Read:

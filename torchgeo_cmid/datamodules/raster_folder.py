@@ -28,7 +28,6 @@ from .found import describe
 from .loader import ResumableDataLoader
 from .statistics import Normalization
 
-
 _COUNT = Range(1, whole=True)
 
 #: Argument -> its range.

@@ -14,15 +14,25 @@ from typing import TYPE_CHECKING, Any
 from . import autoload, moved
 
 if TYPE_CHECKING:
-    from .datamodules import OlindaDataModule, RasterFolderDataModule
+    from .datamodules import (
+        ImageFolderDataModule,
+        OlindaDataModule,
+        RasterFolderDataModule,
+    )
     from .tasks import CMID
 
-__all__ = ('CMID', 'OlindaDataModule', 'RasterFolderDataModule')
+__all__ = (
+    'CMID',
+    'ImageFolderDataModule',
+    'OlindaDataModule',
+    'RasterFolderDataModule',
+)
 __version__ = version(__name__)
 
 _SUBMODULES = {
     'CMID': '.tasks',
     'OlindaDataModule': '.datamodules',
+    'ImageFolderDataModule': '.datamodules',
     'RasterFolderDataModule': '.datamodules',
 }
 

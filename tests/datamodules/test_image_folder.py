@@ -9,11 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 
+from tests.tasks.tiny import TINY
+from tests.trainers import quiet_trainer
 from torchgeo_cmid.datamodules import ImageFolderDataModule, RasterFolderDataModule
 from torchgeo_cmid.rasters.plain import read_image
 from torchgeo_cmid.samplers import RandomImageSampler
+from torchgeo_cmid.tasks import CMID
 
 
 @pytest.fixture
@@ -129,3 +134,46 @@ def test_rasters_name_this_module(folder: Path) -> None:
         path.unlink()
     with pytest.raises(FileNotFoundError, match='ImageFolderDataModule'):
         RasterFolderDataModule(str(folder)).setup('fit')
+
+
+@pytest.mark.parametrize(
+    ('argument', 'value'),
+    [('patch_size', 0), ('length', 0), ('val_split', 1.0), ('unit', 0)],
+)
+def test_out_of_range(argument: str, value: float) -> None:
+    arguments: dict[str, Any] = {argument: value}
+    with pytest.raises(ValueError, match=f'{argument}={value} must be'):
+        ImageFolderDataModule('nowhere', **arguments)
+
+
+def test_a_run_that_is_resumed(folder: Path, tmp_path: Path) -> None:
+    """From the middle of an epoch it ends bit for bit as one that was not stopped."""
+
+    def fit(name: str, start: Path | None = None) -> dict[str, torch.Tensor]:
+        seed_everything(1, verbose=False)
+        task = CMID(model='test_resnet', **(TINY | {'in_channels': 3}))
+        images = ImageFolderDataModule(str(folder), patch_size=48, batch_size=8)
+        every = ModelCheckpoint(
+            tmp_path / name, '{step}', save_top_k=-1, every_n_train_steps=1
+        )
+        trainer = quiet_trainer(
+            tmp_path, max_epochs=2, callbacks=[every], enable_checkpointing=True
+        )
+        trainer.fit(task, images, ckpt_path=start)
+        return task.state_dict()
+
+    whole = fit('whole')
+    for step in (2, 4, 5):
+        end = fit(f'from {step}', tmp_path / 'whole' / f'step={step}.ckpt')
+        for tensor, expected in zip(end.values(), whole.values(), strict=True):
+            assert torch.equal(tensor, expected)
+
+
+def test_other_bands_on_resume(folder: Path) -> None:
+    made = module(folder)
+    made.train_dataloader()
+    state = made.state_dict()
+    for path in folder.glob('*/*'):
+        Image.open(path).convert('L').save(path)
+    with pytest.raises(ValueError, match=r'made with 3 bands, but .* has 1'):
+        module(folder).load_state_dict(state)

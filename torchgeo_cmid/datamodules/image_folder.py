@@ -3,7 +3,6 @@
 
 """A data module for folders of PNG, JPEG and TIFF without a georeference."""
 
-import math
 import os
 from dataclasses import asdict
 from typing import Any
@@ -16,11 +15,27 @@ from torch.utils.data import DataLoader
 from torchgeo.datasets.utils import Sample
 
 from ..datasets.images import Crop, Kind, PlainImages
+from ..numeric_range import Range
 from ..rasters.listing import Names
 from ..samplers import RandomImageSampler
 from .folder import FolderDataModule
 from .loader import ResumableDataLoader
 from .statistics import Normalization
+
+_COUNT = Range(1, whole=True)
+_SHARE = Range(0, 1, with_high=False)
+
+#: Argument -> its range.
+RANGES = {
+    'patch_size': _COUNT,
+    'length': _COUNT,
+    'batch_size': _COUNT,
+    'num_workers': Range(0, whole=True),
+    'val_split': _SHARE,
+    'test_split': _SHARE,
+    'split_seed': Range(0, whole=True),
+    'unit': Range(0, with_low=False),
+}
 
 
 class ImageFolderDataModule(FolderDataModule):
@@ -79,21 +94,25 @@ class ImageFolderDataModule(FolderDataModule):
         super().__init__(PlainImages, batch_size, num_workers)
         if (mean is None) != (std is None):
             raise ValueError('mean and std go together: give both or neither')
-        for name, value, least in (
-            ('patch_size', patch_size, 1),
-            ('batch_size', batch_size, 1),
-            ('num_workers', num_workers, 0),
-            ('length', 1 if length is None else length, 1),
-        ):
-            if value < least:
-                raise ValueError(f'{name}={value} must be at least {least}')
-        if not (val_split >= 0 and test_split >= 0 and val_split + test_split < 1):
+        given = {
+            'patch_size': patch_size,
+            'length': length,
+            'batch_size': batch_size,
+            'num_workers': num_workers,
+            'val_split': val_split,
+            'test_split': test_split,
+            'split_seed': split_seed,
+            'unit': unit,
+        }
+        for name, value in given.items():
+            left_open = value is None and name in ('length', 'unit')
+            if not left_open and not RANGES[name].holds(value):
+                raise ValueError(f'{name}={value} must be {RANGES[name]}')
+        if val_split + test_split >= 1:
             raise ValueError(
-                f'val_split={val_split} and test_split={test_split} must be at least 0 '
-                'and less than 1 together'
+                f'val_split={val_split} and test_split={test_split} must be less than '
+                '1 together'
             )
-        if unit is not None and not 0 < unit < math.inf:
-            raise ValueError(f'unit={unit} must be more than 0, and finite')
         self.paths = [paths] if isinstance(paths, str) else list(paths)
         self.patch_size, self.length = patch_size, length
         self.val_split, self.test_split = val_split, test_split
@@ -241,11 +260,20 @@ class ImageFolderDataModule(FolderDataModule):
 
         Args:
             state_dict: What :meth:`state_dict` gave.
+
+        Raises:
+            ValueError: If it was made with another number of bands.
         """
         self.seed = self.train_sampler.seed = state_dict['seed']
         self._place = state_dict.get('place')
         if self.given is None and 'normalization' in state_dict:
-            self._normalize(Normalization(**state_dict['normalization']))
+            normalization = Normalization(**state_dict['normalization'])
+            if len(normalization.bands) != self.in_channels:
+                raise ValueError(
+                    f'the checkpoint was made with {len(normalization.bands)} bands, '
+                    f'but {self.kind.path} has {self.in_channels}'
+                )
+            self._normalize(normalization)
 
     def _look(self, numbers: np.ndarray[Any, Any]) -> Kind:
         """Read one image: all others must have its bands and its data type."""

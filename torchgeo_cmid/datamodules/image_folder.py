@@ -3,11 +3,8 @@
 
 """A data module for folders of PNG, JPEG and TIFF without a georeference."""
 
-import os
-from dataclasses import asdict
 from typing import Any
 
-import kornia.augmentation as K
 import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_info
@@ -136,6 +133,11 @@ class ImageFolderDataModule(FolderDataModule):
         """Number of bands of an image, known after :meth:`setup`."""
         return self.kind.bands
 
+    @property
+    def _bands(self) -> list[int | str]:
+        """Bands of an image."""
+        return list(self.images.bands)
+
     def setup(self, stage: str) -> None:
         """List the images, part them and read one, once.
 
@@ -242,39 +244,6 @@ class ImageFolderDataModule(FolderDataModule):
             raise ValueError('test_split=0 leaves no image to test on: set a share')
         return self._load_part(self.test_dataset)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Put the seed, the place in the epoch and the statistics into a checkpoint.
-
-        Returns:
-            Plain values.
-        """
-        state: dict[str, Any] = {'seed': self.seed}
-        if self._train_loader is not None:
-            state['place'] = self._train_loader.state_dict()
-        if self.normalization is not None:
-            state['normalization'] = asdict(self.normalization)
-        return state
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the seed, the place in the epoch and the statistics of a checkpoint.
-
-        Args:
-            state_dict: What :meth:`state_dict` gave.
-
-        Raises:
-            ValueError: If it was made with another number of bands.
-        """
-        self.seed = self.train_sampler.seed = state_dict['seed']
-        self._place = state_dict.get('place')
-        if self.given is None and 'normalization' in state_dict:
-            normalization = Normalization(**state_dict['normalization'])
-            if len(normalization.bands) != self.in_channels:
-                raise ValueError(
-                    f'the checkpoint was made with {len(normalization.bands)} bands, '
-                    f'but {self.kind.path} has {self.in_channels}'
-                )
-            self._normalize(normalization)
-
     def _look(self, numbers: np.ndarray[Any, Any]) -> Kind:
         """Read one image: all others must have its bands and its data type."""
         images = PlainImages(self.names, numbers, 1, skip_bad_files=self.skip_bad_files)
@@ -291,16 +260,6 @@ class ImageFolderDataModule(FolderDataModule):
             persistent_workers=self.num_workers > 0,
         )
 
-    def _find_normalization(self) -> None:
-        """Estimate the statistics if they are not known, and keep them by the run."""
-        if self.normalization is None:
-            self._normalize(self._from_first(self._estimate))
-        assert self.normalization is not None
-        if self.trainer:
-            folder = self.trainer.log_dir  # asked for by every process
-            if folder is not None and self.trainer.is_global_zero:
-                self.normalization.save(os.path.join(folder, 'normalization.json'))
-
     def _estimate(self) -> Normalization:
         """Estimate the statistics from images that do not depend on the run's seed."""
         rng = np.random.default_rng(self.split_seed)
@@ -308,12 +267,3 @@ class ImageFolderDataModule(FolderDataModule):
         drawn = rng.permutation(total)[: self.num_statistics_patches]
         crops = [Crop(int(i), *map(float, rng.random(2))) for i in drawn]
         return Normalization.estimate(self.images, crops)
-
-    def _normalize(self, normalization: Normalization) -> None:
-        """Normalise batches with these statistics from now on."""
-        self.normalization = normalization
-        self.mean = torch.tensor(normalization.mean)
-        self.std = torch.tensor(normalization.std)
-        self.aug = K.AugmentationSequential(
-            K.Normalize(mean=self.mean, std=self.std), data_keys=None, keepdim=True
-        )

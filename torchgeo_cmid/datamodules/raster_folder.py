@@ -3,11 +3,8 @@
 
 """A data module for a folder of GeoTIFFs."""
 
-import os
-from dataclasses import asdict
 from typing import Any
 
-import kornia.augmentation as K
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
@@ -214,6 +211,11 @@ class RasterFolderDataModule(FolderDataModule):
         """Number of bands of an image, known after :meth:`setup`."""
         return len(self.scenes.bands)
 
+    @property
+    def _bands(self) -> list[int | str]:
+        """Bands of an image of one date."""
+        return list(self.scenes.bands)
+
     def setup(self, stage: str) -> None:
         """Open the scenes, split the ground and make the samplers, once.
 
@@ -311,42 +313,6 @@ class RasterFolderDataModule(FolderDataModule):
             return []
         return self._dataloader(DataLoader, self.val_sampler, drop_last=False)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Put the seed, the place in the epoch and the statistics into a checkpoint.
-
-        Returns:
-            Plain values.
-        """
-        state: dict[str, Any] = {'seed': self.seed}
-        if self._train_loader is not None:
-            state['place'] = self._train_loader.state_dict()
-        if self.normalization is not None:
-            state['normalization'] = asdict(self.normalization)
-        return state
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the seed, the place in the epoch and the statistics of a checkpoint.
-
-        Lightning restores the place of a loader only where that has not been made yet,
-        and the schedules need its length before.
-
-        Args:
-            state_dict: What :meth:`state_dict` gave.
-
-        Raises:
-            ValueError: If it was made with other bands.
-        """
-        self.seed = self.train_sampler.seed = state_dict['seed']
-        self._place = state_dict.get('place')
-        if self.given is None and 'normalization' in state_dict:
-            normalization = Normalization(**state_dict['normalization'])
-            if list(normalization.bands) != list(self.scenes.bands):
-                raise ValueError(
-                    f'the checkpoint was made with bands={list(normalization.bands)}, '
-                    f'but the data has {list(self.scenes.bands)}: set bands to those'
-                )
-            self._normalize(normalization)
-
     def _dataloader[Loader: DataLoader[Sample]](
         self,
         kind: type[Loader],
@@ -354,14 +320,7 @@ class RasterFolderDataModule(FolderDataModule):
         drop_last: bool,
     ) -> Loader:
         """Load the patches of a sampler, with the statistics at hand."""
-        normalization = self.normalization
-        if normalization is None:
-            normalization = self._from_first(self._estimate)
-            self._normalize(normalization)
-        if self.trainer:
-            folder = self.trainer.log_dir  # asked for by every process
-            if folder is not None and self.trainer.is_global_zero:
-                normalization.save(os.path.join(folder, 'normalization.json'))
+        self._find_normalization()
         return kind(
             dataset=NumberedPatches(self.scenes, sampler),
             batch_size=self.batch_size,
@@ -391,13 +350,3 @@ class RasterFolderDataModule(FolderDataModule):
         number = min(self.train_sampler.total_size, self.num_statistics_patches)
         patches = self.train_sampler.draw(number, self.split_seed)
         return Normalization.estimate(self.scenes, patches)
-
-    def _normalize(self, normalization: Normalization) -> None:
-        """Normalise batches with these statistics from now on."""
-        self.normalization = normalization
-        self.mean = torch.tensor(normalization.mean)
-        self.std = torch.tensor(normalization.std)
-        mean, std = self.mean.repeat(self.dates), self.std.repeat(self.dates)
-        self.aug = K.AugmentationSequential(
-            K.Normalize(mean=mean, std=std), data_keys=None, keepdim=True
-        )

@@ -85,8 +85,8 @@ def _register_tasks() -> None:
 
     _wrap(_load_state_dict, utils)
     _wrap(_extract_backbone, utils)
-    _wrap(_build_detector, ObjectDetection, name='configure_models')
-    _wrap(_build_instance_detector, InstanceSegmentation, name='configure_models')
+    for detector in (ObjectDetection, InstanceSegmentation):
+        _wrap(_build_detector, detector, name='configure_models')
     # the parser would refuse a name or a file, which the other tasks take
     ObjectDetection.__init__.__annotations__['weights'] |= str
     InstanceSegmentation.__init__.__annotations__['weights_backbone'] |= str
@@ -271,38 +271,21 @@ def _build_detector(original: Callable[..., None], self: Any) -> None:
     """Load weights that torchvision does not know into the ResNet of a detector."""
     from .models.detectors import is_torchvision, load_body
 
-    weights, channels = self.weights, self.hparams['in_channels']
+    # of instance segmentation ``weights`` are those of a whole detector
+    name = 'weights_backbone' if hasattr(self, 'weights_backbone') else 'weights'
+    weights, channels = getattr(self, name), self.hparams['in_channels']
     if is_torchvision(weights, self.hparams['backbone']):
         original(self)
         return
-    self.weights = None
+    setattr(self, name, None)
     self.hparams['in_channels'] = 3  # the stem is made of the weights'
     try:
         original(self)
     finally:
-        self.weights, self.hparams['in_channels'] = weights, channels
-    load_body(self.model.backbone.body, weights, channels)
-
-
-def _build_instance_detector(original: Callable[..., None], self: Any) -> None:
-    """Load weights of its backbone that torchvision does not know into a Mask R-CNN."""
-    from .models.detectors import TRAINED, is_torchvision, load_body
-
-    weights, channels = self.weights_backbone, self.hparams['in_channels']
-    if is_torchvision(weights, self.hparams['backbone']):
-        original(self)
-        return
-    self.weights_backbone = None
-    self.hparams['in_channels'] = 3
-    try:
-        original(self)
-    finally:
-        self.weights_backbone, self.hparams['in_channels'] = weights, channels
-    body = self.model.backbone.body
-    load_body(body, weights, channels)
-    for name, parameter in body.named_parameters():
-        if not name.startswith(TRAINED):
-            parameter.requires_grad_(False)
+        setattr(self, name, weights)
+        self.hparams['in_channels'] = channels
+    chosen = 'trainable_layers' in self.hparams  # else torchvision trains all by now
+    load_body(self.model.backbone.body, weights, channels, freeze=not chosen)
 
 
 def _configure_callbacks(original: Callable[..., Any], self: 'BaseTask') -> Any:

@@ -41,7 +41,9 @@ def is_torchvision(weights: Any, backbone: str) -> bool:
     return str(weights).removeprefix(f'{known.__name__}.') in known.__members__
 
 
-def load_body(body: nn.Module, weights: WeightsEnum | str, in_channels: int) -> None:
+def load_body(
+    body: nn.Module, weights: WeightsEnum | str, in_channels: int, freeze: bool = False
+) -> None:
     """Load weights into the ResNet of a detector, and freeze its norms.
 
     As in torchvision, norms of a backbone that has weights are frozen: they take mean
@@ -51,6 +53,7 @@ def load_body(body: nn.Module, weights: WeightsEnum | str, in_channels: int) -> 
         body: The ResNet, ``conv1`` to ``layer4``.
         weights: A weight enum of TorchGeo, its name, or a file.
         in_channels: Number of bands of the images.
+        freeze: Train the last three stages alone, as torchvision does by default.
 
     Raises:
         ValueError: If there are no such weights, or they are of another architecture.
@@ -76,3 +79,7 @@ def load_body(body: nn.Module, weights: WeightsEnum | str, in_channels: int) -> 
     load_strictly(body, fitting | {'conv1.weight': kernels}, str(weights))
     if not frozen:
         freeze_batch_norm_2d(body)  # type: ignore[no-untyped-call]
+    if freeze:
+        for name, parameter in body.named_parameters():
+            if not name.startswith(TRAINED):
+                parameter.requires_grad_(False)
